@@ -1,0 +1,70 @@
+"""What every command shares: output as text or JSON, and errors that end in an exit code.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 fenced by another owner.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+
+from streamforge.errors import StreamForgeError
+
+P = ParamSpec("P")
+
+console = Console()
+error_console = Console(stderr=True)
+
+
+class Output(StrEnum):
+    """How a command prints its result."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+OutputOption = Annotated[
+    Output, typer.Option("--output", "-o", help="text for people, json for scripts (one object on standard output).")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and change nothing.")]
+
+
+def emit(result: Mapping[str, Any], output: Output, render: Callable[[], Any]) -> None:
+    """Print `result`: as one JSON object, or whatever `render` returns (a rich renderable) for people."""
+    if output is Output.JSON:
+        sys.stdout.write(json.dumps(result, default=str) + "\n")
+        sys.stdout.flush()
+        return
+    console.print(render())
+
+
+def command(function: Callable[P, int | None]) -> Callable[P, None]:
+    """Wrap a command: its return value is the exit code, a `StreamForgeError` becomes one with its message.
+
+    With `--output json` an error is a JSON object `{"error": type, "message": text}` on standard output too.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = function(*args, **kwargs) or 0
+        except StreamForgeError as error:
+            if kwargs.get("output") is Output.JSON:
+                sys.stdout.write(json.dumps({"error": type(error).__name__, "message": str(error)}) + "\n")
+            error_console.print(f"[bold red]error[/bold red] {type(error).__name__}: ", end="")
+            error_console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            error_console.print("stopped by Ctrl-C")
+            raise typer.Exit(130) from error
+        if code:
+            raise typer.Exit(code)
+
+    return wrapped

@@ -1,0 +1,71 @@
+"""Positions in Kafka: topic-partitions, offset ranges, and the keys they are stored under in a table.
+
+Ranges are half-open, `[start, end)`. `next_offset` is the first offset not yet written: the
+consumer's position after a batch, commit markers included, which is not last offset + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from streamforge.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TopicPartition:
+    """Kafka's topic-partition as a hashable value."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class OffsetRange:
+    """Offsets `[start, end)` of one topic-partition in one source epoch."""
+
+    topic: str
+    partition: int
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end:
+            msg = (
+                f"offset range of {self.topic}-{self.partition} must satisfy 0 <= start <= end, "
+                f"found start={self.start} end={self.end}"
+            )
+            raise ConfigurationError(msg)
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        """Return the topic-partition the range lies in."""
+        return TopicPartition(self.topic, self.partition)
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition}[{self.start},{self.end})"
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetMap:
+    """`next_offset` for each topic-partition; merged, never overwritten as a whole."""
+
+    offsets: Mapping[TopicPartition, int]
+
+    def __iter__(self) -> Iterator[tuple[TopicPartition, int]]:
+        return iter(sorted(self.offsets.items()))
+
+    def merged(self, newer: Mapping[TopicPartition, int]) -> OffsetMap:
+        """Return a map in which `newer` replaces the entries that it has."""
+        return OffsetMap({**self.offsets, **newer})
+
+
+def total_records(ranges: Iterable[OffsetRange]) -> int:
+    """Return the sum of offsets in `ranges`; an upper bound of records in transactional topics."""
+    return sum(len(r) for r in ranges)

@@ -1,0 +1,95 @@
+"""Settings: built once at an entry point and passed down; nothing else reads the environment.
+
+Every field can be set by `STREAMFORGE_<FIELD>` in the environment or in a `.env` file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from streamforge.errors import ConfigurationError
+
+_PACKAGE = Path(__file__).resolve().parent
+_CONTRACTS = next(
+    (folder for folder in (_PACKAGE.parent / "contracts", _PACKAGE / "_contracts") if folder.is_dir()),
+    Path("contracts"),
+)
+
+
+class Settings(BaseSettings):
+    """What every StreamForge process needs to find its broker, catalog and files."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="STREAMFORGE_", env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    home: Path = Field(
+        Path(".streamforge"), description="Folder for everything the platform writes: broker data, tables, logs, pids."
+    )
+    contracts_dir: Path = Field(_CONTRACTS, description="Folder of the contract files.")
+    bootstrap_servers: str | None = Field(
+        None, description="Kafka brokers as host:port,host:port. Unset: the embedded broker of `home`."
+    )
+    topic_prefix: str = Field(
+        "",
+        pattern=r"^[a-zA-Z0-9._-]*$",
+        description="Prefix of every topic, group and transactional id of this platform.",
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="Kafka security.protocol."
+    )
+    sasl_mechanism: str | None = Field(None, description="Kafka sasl.mechanism, for instance SCRAM-SHA-512.")
+    sasl_username: str | None = Field(None, description="Kafka SASL user.")
+    sasl_password: SecretStr | None = Field(None, description="Kafka SASL password.")
+    ssl_ca_location: Path | None = Field(None, description="File with the CA that signed the brokers' certificates.")
+    replication_factor: int = Field(1, ge=1, description="Replicas of each topic that StreamForge creates.")
+    catalog_name: str = Field("streamforge", description="Name of the Iceberg catalog; Spark must use the same one.")
+    catalog_uri: str | None = Field(
+        None, description="SQLAlchemy or REST URI of the Iceberg catalog. Unset: SQLite under `home`."
+    )
+    catalog_type: Literal["sql", "rest"] = Field("sql", description="Kind of Iceberg catalog.")
+    warehouse: str | None = Field(None, description="Where table files lie, a URI. Unset: a folder under `home`.")
+    namespace: str = Field("market", description="Iceberg namespace of the tables.")
+    recordings_dir: Path | None = Field(
+        None, description="Folder with recorded market data (has ws_binance/). Unset: the synthetic market is used."
+    )
+    kill_at: str | None = Field(
+        None, description="Tests only: SIGKILL this process at its named step, as step or step:N for the Nth passage."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @property
+    def home_path(self) -> Path:
+        """Return `home` as an absolute path."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def resolved_catalog_uri(self) -> str:
+        """Return the catalog URI, with the embedded default filled in."""
+        return self.catalog_uri or f"sqlite:///{self.home_path / 'catalog.db'}"
+
+    @property
+    def resolved_warehouse(self) -> str:
+        """Return the warehouse URI, with the embedded default filled in."""
+        return self.warehouse or f"file://{self.home_path / 'warehouse'}"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Build the settings from the environment, `.env` and `overrides`.
+
+    Raises:
+        ConfigurationError: a value is missing or wrong; the message names each field and its variable.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        problems = "; ".join(
+            f"STREAMFORGE_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+            for item in error.errors(include_url=False)
+        )
+        msg = f"settings are wrong: {problems}. Set the variable or the argument and try again"
+        raise ConfigurationError(msg) from error
