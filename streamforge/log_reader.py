@@ -1,0 +1,120 @@
+"""Read topic-partitions to their end, without a group: for takeovers, status and comparisons."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as KafkaTopicPartition
+from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+
+from streamforge.errors import RetentionGapError, RetryableSourceError
+from streamforge.kafka import REQUEST_TIMEOUT_S, admin_client, reader_config
+from streamforge.offsets import TopicPartition
+from streamforge.settings import Settings
+
+_BATCH_RECORDS = 5_000
+_POLL_S = 0.2
+
+
+def log_starts(settings: Settings, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """Return the first offset that each topic-partition still has."""
+    return _list_offsets(settings, partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+
+
+def log_ends(settings: Settings, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """Return the end offset of each topic-partition, records of open transactions included.
+
+    The end is taken as `read_uncommitted` (a reader's own view would end at the first open transaction),
+    so that whoever reads up to it waits until every transaction begun before has ended.
+    """
+    return _list_offsets(settings, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+
+
+def offsets_since(
+    settings: Settings, partitions: Iterable[TopicPartition], ts_ms: int
+) -> dict[TopicPartition, int | None]:
+    """Return each topic-partition's first offset with a Kafka timestamp of at least `ts_ms`; None: no such record."""
+    found = _list_offsets(settings, partitions, OffsetSpec.for_timestamp(ts_ms))
+    return {item: offset if offset >= 0 else None for item, offset in found.items()}
+
+
+def read_range(
+    settings: Settings,
+    starts: Mapping[TopicPartition, int],
+    ends: Mapping[TopicPartition, int],
+    *,
+    timeout_s: float = 60.0,
+) -> Iterator[list[Message]]:
+    """Yield the committed records of `[start, end)` of each topic-partition, in offset order within each.
+
+    It ends when every position has reached its end, which waits for transactions that are open below it.
+
+    Raises:
+        RetryableSourceError: no end was reached within `timeout_s`; names the topic-partitions left.
+        RetentionGapError: a start is below the log start.
+    """
+    left = {item for item, start in starts.items() if start < ends[item]}
+    if not left:
+        return
+    consumer = Consumer(reader_config(settings))
+    deadline_s = time.monotonic() + timeout_s
+    try:
+        consumer.assign([KafkaTopicPartition(i.topic, i.partition, starts[i]) for i in sorted(left)])
+        while left:
+            records = []
+            for message in consumer.consume(_BATCH_RECORDS, _POLL_S):
+                item = TopicPartition(message.topic() or "", message.partition() or 0)
+                offset = message.offset() or 0
+                if not _is_record(message):
+                    if offset >= ends.get(item, offset) and _is_end(message):
+                        left.discard(item)
+                elif offset < ends[item]:
+                    records.append(message)
+                    if offset + 1 >= ends[item]:
+                        left.discard(item)
+                else:
+                    left.discard(item)
+            if records:
+                yield records
+            if left and time.monotonic() > deadline_s:
+                names = ", ".join(f"{item} to {ends[item]}" for item in sorted(left))
+                msg = (
+                    f"not read to the end within {timeout_s} s: {names}. A transaction may be open below the "
+                    "end (it ends by itself after transaction.timeout.ms), or the broker is away"
+                )
+                raise RetryableSourceError(msg)
+    finally:
+        consumer.close()
+
+
+def _is_end(message: Message) -> bool:
+    error = message.error()
+    return error is not None and error.code() == KafkaError._PARTITION_EOF  # noqa: SLF001 - librdkafka's own name
+
+
+def _is_record(message: Message) -> bool:
+    """Return whether it is a record; an end of partition and passing trouble of the connection are not."""
+    error = message.error()
+    if error is None:
+        return True
+    if error.code() in (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET):  # noqa: SLF001
+        where = f"{message.topic()}-{message.partition()}"
+        raise RetentionGapError(f"{where}: the offset asked for is not in the log any more: {error.str()}")
+    return False
+
+
+def _list_offsets(
+    settings: Settings, partitions: Iterable[TopicPartition], spec: OffsetSpec
+) -> dict[TopicPartition, int]:
+    request = {KafkaTopicPartition(item.topic, item.partition): spec for item in partitions}
+    if not request:
+        return {}
+    futures = admin_client(settings).list_offsets(request, request_timeout=REQUEST_TIMEOUT_S)
+    try:
+        return {TopicPartition(key.topic, key.partition): future.result().offset for key, future in futures.items()}
+    except KafkaException as error:
+        names = ", ".join(f"{key.topic}-{key.partition}" for key in request)
+        msg = f"the broker does not tell offsets of {names}: {error.args[0].str()}. Is it up? `streamforge status`"
+        raise RetryableSourceError(msg) from error
