@@ -1,0 +1,114 @@
+"""Fixtures that all tests share: one real broker for the session, and a platform of its own for each test."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+from filelock import FileLock
+
+from streamforge import broker
+from streamforge.contracts import Contracts, load_contracts
+from streamforge.kafka import admin_client, describe_topics
+from streamforge.processes import ProcessRecord
+from streamforge.settings import Settings
+from tests.waiting import wait_until
+
+MAX_TEST_PARTITIONS = 2
+
+
+class MakeTopics(Protocol):
+    """What the fixture `make_topics` gives."""
+
+    def __call__(self, *contract_ids: str, partitions: int | None = MAX_TEST_PARTITIONS) -> Contracts:
+        """Create the topics of `contract_ids` and return all contracts with those partition counts.
+
+        `partitions` is an upper bound on the contract's own count, because 64 topic-partitions for each
+        topic of each test cost seconds; None means as the contract says.
+        """
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the developer's own STREAMFORGE_ variables out of tests."""
+    for name in [name for name in os.environ if name.startswith("STREAMFORGE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def broker_settings(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Settings]:
+    """Return settings of a running embedded broker; workers of pytest-xdist share one.
+
+    Each worker leaves a record of itself; the last one alive stops the broker.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    settings = Settings(_env_file=None, home=shared / "session-broker")  # type: ignore[call-arg]
+    members = shared / "session-broker-members"
+    members.mkdir(exist_ok=True)
+    own = members / worker_id
+    lock = FileLock(shared / "session-broker.lock")
+    try:
+        with lock:
+            ProcessRecord.of(os.getpid()).write(own)
+            broker.start(settings)
+        yield settings
+    finally:
+        with lock:
+            own.unlink(missing_ok=True)
+            if not any(_is_alive(path) for path in members.iterdir()):
+                broker.stop(settings)
+
+
+@pytest.fixture
+def platform(broker_settings: Settings, tmp_path: Path) -> Settings:
+    """Return settings with a home and a topic prefix of their own, on the session's broker."""
+    return Settings(
+        _env_file=None,  # type: ignore[call-arg]
+        home=tmp_path / "home",
+        topic_prefix=f"t{uuid.uuid4().hex[:8]}.",
+        bootstrap_servers=broker.status(broker_settings).address,
+    )
+
+
+@pytest.fixture
+def admin(platform: Settings) -> AdminClient:
+    """Return an admin client of the session's broker."""
+    return admin_client(platform)
+
+
+@pytest.fixture
+def make_topics(platform: Settings, admin: AdminClient) -> MakeTopics:
+    """Return a function that creates the topics that a test needs, with few topic-partitions."""
+
+    def make(*contract_ids: str, partitions: int | None = MAX_TEST_PARTITIONS) -> Contracts:
+        contracts = load_contracts(platform.contracts_dir, topic_prefix=platform.topic_prefix)
+        by_id = dict(contracts)
+        new_topics = []
+        for contract_id in contract_ids:
+            contract = contracts[contract_id]
+            topic = contract.topic
+            assert topic is not None, f"contract {contract_id} has no topic"
+            if partitions is not None:
+                topic = dataclasses.replace(topic, partitions=min(partitions, topic.partitions))
+            by_id[contract_id] = dataclasses.replace(contract, topic=topic)
+            new_topics.append(NewTopic(topic.name, topic.partitions, 1, config=topic.config))
+        for future in admin.create_topics(new_topics).values():
+            future.result()
+        # The controller answers before every part of the broker has heard of the topics.
+        names = {topic.topic for topic in new_topics}
+        wait_until(lambda: describe_topics(admin, names).keys() == names, what=f"topics {sorted(names)} are there")
+        return Contracts(by_id)
+
+    return make
+
+
+def _is_alive(path: Path) -> bool:
+    record = ProcessRecord.read(path)
+    return record is not None and record.process() is not None
