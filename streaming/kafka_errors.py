@@ -1,0 +1,53 @@
+"""Kafka's errors as ours: which pass by themselves, which mean that another has taken over."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError
+
+from streamforge.errors import FencedError, PermanentSourceError, RetryableSourceError, StreamForgeError
+
+FENCED_CODES = frozenset(
+    {
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.TRANSACTION_COORDINATOR_FENCED,
+        KafkaError._FENCED,  # noqa: SLF001 - librdkafka's own name
+    }
+)
+_PASSING_CODES = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError._RESOLVE,  # noqa: SLF001
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+    }
+)
+_UNKNOWN_TOPIC_CODES = frozenset(
+    {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}  # noqa: SLF001
+)
+
+
+def is_passing(error: KafkaError) -> bool:
+    """Return whether the client gets over the error by itself or the same call can be repeated."""
+    if error.fatal() or error.code() in _UNKNOWN_TOPIC_CODES:
+        return False
+    return error.retriable() or error.code() in _PASSING_CODES
+
+
+def kafka_error(what: str, error: KafkaError) -> StreamForgeError:
+    """Return our error for one of Kafka's; `what` says what was being done, and where."""
+    text = f"{what}: {error.name()}: {error.str()}"
+    if error.code() in FENCED_CODES:
+        return FencedError(f"{text}. Another process with the same slot has taken over; give each replica its own slot")
+    if error.code() in _UNKNOWN_TOPIC_CODES:
+        return PermanentSourceError(f"{text}. Create the topics with `streamforge contracts apply`")
+    if is_passing(error):
+        return RetryableSourceError(f"{text}. Is the broker up? `streamforge broker status`")
+    return PermanentSourceError(text)
