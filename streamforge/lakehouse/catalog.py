@@ -1,0 +1,294 @@
+"""The Iceberg catalog: opened from settings, tables made from contracts, and the proof that it compares.
+
+Two things PyIceberg does not do for us. `create_table` gives fields new ids; we send the creation as
+updates of our own, so that ids are those of the contract. The REST client has no timeout; ours has.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyiceberg.exceptions
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog.rest import RestCatalog
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NamespaceAlreadyExistsError,
+    NoSuchTableError,
+    TableAlreadyExistsError,
+)
+from pyiceberg.partitioning import PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
+from pyiceberg.table.update import (
+    AddPartitionSpecUpdate,
+    AddSchemaUpdate,
+    AddSortOrderUpdate,
+    AssertCreate,
+    AssignUUIDUpdate,
+    SetCurrentSchemaUpdate,
+    SetDefaultSortOrderUpdate,
+    SetDefaultSpecUpdate,
+    SetLocationUpdate,
+    SetPropertiesUpdate,
+    TableUpdate,
+    UpgradeFormatVersionUpdate,
+)
+from pyiceberg.typedef import Identifier
+from requests import PreparedRequest, Response, Session
+from requests.adapters import HTTPAdapter
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from streamforge.contracts import Contract, Contracts
+from streamforge.errors import CommitConflictError, CommitError, ConfigurationError, SchemaMismatchError
+from streamforge.settings import Settings
+
+CONNECT_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 30.0
+FORMAT_VERSION = 2
+RACING_PROBES = 4
+
+TABLE_PROPERTIES = {
+    "write.parquet.compression-codec": "zstd",
+    # Metadata files are one per commit: a day of 2 s commits would leave 43,200 of them behind each table.
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "100",
+}
+
+CATALOG_ERRORS: tuple[type[Exception], ...] = (
+    OSError,  # files, sockets; requests' and pyarrow's errors are OSErrors or ValueErrors
+    ValueError,
+    RuntimeError,
+    LookupError,
+    SQLAlchemyError,
+    *(
+        item
+        for item in vars(pyiceberg.exceptions).values()
+        if isinstance(item, type) and issubclass(item, Exception) and item.__module__ == pyiceberg.exceptions.__name__
+    ),
+)
+"""What a call of the catalog or of its files may raise; after a commit was sent each is an unknown outcome."""
+
+
+class DeadlineRestCatalog(RestCatalog):
+    """PyIceberg's REST catalog with a deadline on every request."""
+
+    def _create_session(self) -> Session:
+        session: Session = super()._create_session()
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, _DeadlineAdapter())
+        return session
+
+
+class _DeadlineAdapter(HTTPAdapter):
+    def send(self, request: PreparedRequest, **kwargs: Any) -> Response:  # type: ignore[override]
+        kwargs["timeout"] = kwargs.get("timeout") or (CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S)
+        return super().send(request, **kwargs)
+
+
+def open_catalog(settings: Settings) -> Catalog:
+    """Open the catalog that the settings name.
+
+    Raises:
+        ConfigurationError: it cannot be reached; names the URI without its password.
+    """
+    uri = settings.resolved_catalog_uri
+    properties = {
+        "uri": uri,
+        "warehouse": settings.resolved_warehouse,
+        "s3.connect-timeout": str(CONNECT_TIMEOUT_S),
+        "s3.request-timeout": str(REQUEST_TIMEOUT_S),
+    }
+    try:
+        if settings.catalog_type == "rest":
+            implementation = f"{DeadlineRestCatalog.__module__}.{DeadlineRestCatalog.__name__}"
+            return load_catalog(settings.catalog_name, **properties, **{"py-catalog-impl": implementation})
+        return load_catalog(settings.catalog_name, **(properties | {"uri": _sql_uri(uri)}), type="sql")
+    except CATALOG_ERRORS as error:
+        shown = uri if settings.catalog_type == "rest" else make_url(uri).render_as_string(hide_password=True)
+        msg = (
+            f"the Iceberg catalog {shown} ({settings.catalog_type}) cannot be opened: {error}. "
+            "Check STREAMFORGE_CATALOG_URI and STREAMFORGE_CATALOG_TYPE"
+        )
+        raise ConfigurationError(msg) from error
+
+
+def table_identifier(settings: Settings, contract: Contract) -> tuple[str, str]:
+    """Return namespace and name of the contract's table.
+
+    Raises:
+        ConfigurationError: the contract has no table.
+    """
+    if contract.table is None:
+        msg = f"contract {contract.id} ({contract.path}) has no table"
+        raise ConfigurationError(msg)
+    return settings.namespace, contract.table.name
+
+
+def load_table(catalog: Catalog, settings: Settings, contract: Contract) -> Table:
+    """Load the contract's table and check that it has the contract's shape.
+
+    Raises:
+        ConfigurationError: it does not exist.
+        SchemaMismatchError: its fields are not the contract's.
+    """
+    identifier = table_identifier(settings, contract)
+    try:
+        table = catalog.load_table(identifier)
+    except NoSuchTableError as error:
+        msg = f"table {'.'.join(identifier)} does not exist: `streamforge contracts apply` creates it"
+        raise ConfigurationError(msg) from error
+    check_schema(table, contract)
+    return table
+
+
+def ensure_tables(catalog: Catalog, settings: Settings, contracts: Contracts) -> dict[str, Table]:
+    """Create every contract's table that is absent; return all by contract id.
+
+    Raises:
+        SchemaMismatchError: one exists with other fields than its contract.
+    """
+    return {contract.id: ensure_table(catalog, settings, contract) for contract in contracts.with_table}
+
+
+def ensure_table(catalog: Catalog, settings: Settings, contract: Contract) -> Table:
+    """Create the contract's table where it is absent, field ids and partition spec as the contract says.
+
+    Raises:
+        SchemaMismatchError: it exists with other fields than the contract.
+    """
+    identifier = table_identifier(settings, contract)
+    with suppress(NamespaceAlreadyExistsError):
+        catalog.create_namespace(identifier[:-1])
+    try:
+        table = catalog.load_table(identifier)
+    except NoSuchTableError:
+        table = _create_table(catalog, identifier, contract.iceberg_schema, contract.partition_spec)
+    check_schema(table, contract)
+    return table
+
+
+def check_schema(table: Table, contract: Contract) -> None:
+    """Compare the live table with its contract, by field id.
+
+    Fields that only the table has are fine where they are optional: a newer contract was applied.
+
+    Raises:
+        SchemaMismatchError: names the field, both sides and the command that mends it.
+    """
+    live = {field.field_id: field for field in table.schema().fields}
+    for wanted in contract.iceberg_schema.fields:
+        found = live.pop(wanted.field_id, None)
+        same = found is not None and (found.name, found.field_type, found.required) == (
+            wanted.name,
+            wanted.field_type,
+            wanted.required,
+        )
+        if not same:
+            raise _mismatch(table, contract, wanted.name, str(wanted), str(found or "no such field"))
+    for extra in live.values():
+        if extra.required:
+            raise _mismatch(table, contract, extra.name, "no such field", str(extra))
+
+
+def probe_compare_and_set(settings: Settings) -> str:
+    """Prove on a scratch table that the catalog refuses the second of two conflicting commits.
+
+    First several commits race on the same metadata, then one is sent on metadata that is known to be stale.
+
+    Returns:
+        One sentence that says what was shown.
+
+    Raises:
+        CommitError: the catalog let more than one pass, or lost the one that passed.
+        ConfigurationError: the catalog cannot be opened.
+    """
+    # Imported here: commit builds on this module.
+    from streamforge.lakehouse import commit  # noqa: PLC0415
+
+    catalog = open_catalog(settings)
+    identifier = (settings.namespace, f"streamforge_probe_{uuid.uuid4().hex}")
+    try:
+        catalog.create_namespace_if_not_exists(identifier[:-1])
+        table = _create_table(catalog, identifier, Schema(), PartitionSpec())
+    except CATALOG_ERRORS as error:
+        msg = f"the Iceberg catalog {settings.resolved_catalog_uri} cannot create a scratch table: {error}"
+        raise CommitError(msg) from error
+    try:
+        drafts = [commit.draft_snapshot(table) for _ in range(RACING_PROBES + 1)]
+        staged = [commit.stage_snapshot(table, draft, {}) for draft in drafts]
+
+        def passed(index: int) -> bool:
+            try:
+                commit.send_once(table, staged[index].updates, staged[index].requirements)
+            except CommitConflictError:
+                return False
+            except CommitError:
+                return commit.has_landed(catalog.load_table(identifier), drafts[index].snapshot_id)
+            return True
+
+        with ThreadPoolExecutor(RACING_PROBES) as executor:
+            winners = [index for index, won in enumerate(executor.map(passed, range(RACING_PROBES))) if won]
+        stale_passed = passed(RACING_PROBES)
+        main = catalog.load_table(identifier).metadata.current_snapshot_id
+        if len(winners) != 1 or stale_passed or main != drafts[winners[0]].snapshot_id:
+            msg = (
+                f"the Iceberg catalog {settings.resolved_catalog_uri} does not compare and set: of "
+                f"{RACING_PROBES} racing commits on one metadata {len(winners)} passed (expected 1), a stale one "
+                f"{'passed' if stale_passed else 'was refused'} (expected refused). Rows would be lost or doubled; "
+                "use a catalog that asserts requirements atomically"
+            )
+            raise CommitError(msg)
+    finally:
+        catalog.purge_table(identifier)
+    return f"of {RACING_PROBES} racing commits exactly one passed, and a stale one was refused"
+
+
+def _create_table(catalog: Catalog, identifier: Identifier, schema: Schema, spec: PartitionSpec) -> Table:
+    # The staged table gives a location and a uuid; its schema has new field ids, so ours is sent instead.
+    properties = {"format-version": str(FORMAT_VERSION), **TABLE_PROPERTIES}
+    staged = catalog.create_table_transaction(identifier, schema, properties=properties)._table  # noqa: SLF001
+    updates: tuple[TableUpdate, ...] = (
+        AssignUUIDUpdate(uuid=staged.metadata.table_uuid),
+        UpgradeFormatVersionUpdate(format_version=FORMAT_VERSION),
+        AddSchemaUpdate(schema_=schema),
+        SetCurrentSchemaUpdate(schema_id=-1),
+        AddPartitionSpecUpdate(spec=spec),
+        SetDefaultSpecUpdate(spec_id=-1),
+        AddSortOrderUpdate(sort_order=UNSORTED_SORT_ORDER),
+        SetDefaultSortOrderUpdate(sort_order_id=-1),
+        SetLocationUpdate(location=staged.metadata.location),
+        SetPropertiesUpdate(updates=dict(TABLE_PROPERTIES)),
+    )
+    # Another process may be first; the caller compares what it made with the contract.
+    with suppress(TableAlreadyExistsError, CommitFailedException):
+        catalog.commit_table(staged, (AssertCreate(),), updates)
+    return catalog.load_table(identifier)
+
+
+def _mismatch(table: Table, contract: Contract, field: str, expected: str, found: str) -> SchemaMismatchError:
+    return SchemaMismatchError(
+        f"table {'.'.join(table.name())}, field {field!r}: contract {contract.id} {contract.version} "
+        f"({contract.path}) expects {expected}, found {found}. Run `streamforge contracts apply`"
+    )
+
+
+def _sql_uri(uri: str) -> str:
+    """Return the SQLAlchemy URI; SQLite gets a busy timeout, and write-ahead logging once, in the file itself."""
+    url = make_url(uri)
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return uri
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(url.database, timeout=REQUEST_TIMEOUT_S)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
+    return url.update_query_dict({"timeout": str(REQUEST_TIMEOUT_S)}).render_as_string(hide_password=False)
