@@ -21,21 +21,21 @@ TIMEOUT_S = 30.0
 
 
 @pytest.fixture
-def topic(broker_settings: Settings) -> str:
-    name = f"{broker_settings.topic_prefix}reader-{uuid.uuid4().hex[:8]}"
-    admin = admin_client(broker_settings)
+def topic(platform: Settings) -> str:
+    name = f"{platform.topic_prefix}reader-{uuid.uuid4().hex[:8]}"
+    admin = admin_client(platform)
     admin.create_topics([NewTopic(name, num_partitions=2, replication_factor=1)])[name].result()
     return name
 
 
 @pytest.fixture
-def transact(broker_settings: Settings, topic: str) -> Callable[..., None]:
+def transact(platform: Settings, topic: str) -> Callable[..., None]:
     """Return a function that writes values in one transaction, committed, aborted or left open."""
     open_ones = []
 
     def write(values: Sequence[str], *, end: str = "commit") -> None:
         name = f"{topic}.{uuid.uuid4().hex[:8]}"
-        producer = Producer(producer_config(broker_settings, transactional_id=name))
+        producer = Producer(producer_config(platform, transactional_id=name))
         producer.init_transactions()
         producer.begin_transaction()
         for value in values:
@@ -66,80 +66,80 @@ def values(settings: Settings, topic: str, start: int, end: int, **options: int)
     return [(m.offset(), m.value().decode()) for chunk in chunks for m in chunk]
 
 
-def test_read_range_part_of_a_log_returns_exactly_that_part(broker_settings: Settings, topic: str) -> None:
-    produce(broker_settings, topic, [str(n) for n in range(100)])
-    assert values(broker_settings, topic, 10, 60) == [(n, str(n)) for n in range(10, 60)]
-    assert values(broker_settings, topic, 99, 100) == [(99, "99")]
-    assert values(broker_settings, topic, 5, 5) == []
+def test_read_range_part_of_a_log_returns_exactly_that_part(platform: Settings, topic: str) -> None:
+    produce(platform, topic, [str(n) for n in range(100)])
+    assert values(platform, topic, 10, 60) == [(n, str(n)) for n in range(10, 60)]
+    assert values(platform, topic, 99, 100) == [(99, "99")]
+    assert values(platform, topic, 5, 5) == []
 
 
-def test_read_range_yields_chunks_of_at_most_the_bound(broker_settings: Settings, topic: str) -> None:
-    produce(broker_settings, topic, [str(n) for n in range(95)])
-    chunks = list(read_range(broker_settings, OffsetRange(topic, 0, 0, 95), timeout_s=TIMEOUT_S, chunk_records=10))
+def test_read_range_yields_chunks_of_at_most_the_bound(platform: Settings, topic: str) -> None:
+    produce(platform, topic, [str(n) for n in range(95)])
+    chunks = list(read_range(platform, OffsetRange(topic, 0, 0, 95), timeout_s=TIMEOUT_S, chunk_records=10))
     assert max(map(len, chunks)) <= 10
     assert [m.offset() for chunk in chunks for m in chunk] == list(range(95))
 
 
 def test_read_range_that_ends_in_a_commit_marker_ends(
-    broker_settings: Settings, topic: str, transact: Callable[..., None]
+    platform: Settings, topic: str, transact: Callable[..., None]
 ) -> None:
     transact(["a", "b"])  # 0, 1 and the marker at 2
-    assert log_ranges(broker_settings, [topic])[TopicPartition(topic, 0)] == (0, 3)
-    assert values(broker_settings, topic, 0, 3) == [(0, "a"), (1, "b")]
-    assert values(broker_settings, topic, 2, 3) == []
+    assert log_ranges(platform, [topic])[TopicPartition(topic, 0)] == (0, 3)
+    assert values(platform, topic, 0, 3) == [(0, "a"), (1, "b")]
+    assert values(platform, topic, 2, 3) == []
     transact(["c"])  # 3 and the marker at 4: now a record follows the range's marker
-    assert values(broker_settings, topic, 0, 3) == [(0, "a"), (1, "b")]
-    assert values(broker_settings, topic, 2, 5) == [(3, "c")]
+    assert values(platform, topic, 0, 3) == [(0, "a"), (1, "b")]
+    assert values(platform, topic, 2, 5) == [(3, "c")]
 
 
 def test_read_range_of_aborted_records_only_is_empty_and_ends(
-    broker_settings: Settings, topic: str, transact: Callable[..., None]
+    platform: Settings, topic: str, transact: Callable[..., None]
 ) -> None:
     transact(["a"])
     transact(["x", "y"], end="abort")
-    assert log_ranges(broker_settings, [topic])[TopicPartition(topic, 0)] == (0, 5)
-    assert values(broker_settings, topic, 0, 5) == [(0, "a")]
-    assert values(broker_settings, topic, 2, 4) == []
+    assert log_ranges(platform, [topic])[TopicPartition(topic, 0)] == (0, 5)
+    assert values(platform, topic, 0, 5) == [(0, "a")]
+    assert values(platform, topic, 2, 4) == []
 
 
 def test_log_ranges_end_at_an_open_transaction_and_reads_beyond_are_refused(
-    broker_settings: Settings, topic: str, transact: Callable[..., None]
+    platform: Settings, topic: str, transact: Callable[..., None]
 ) -> None:
     transact(["a"])
     transact(["open"], end="leave open")
-    assert log_ranges(broker_settings, [topic]) == {
+    assert log_ranges(platform, [topic]) == {
         TopicPartition(topic, 0): LogRange(0, 2),
         TopicPartition(topic, 1): LogRange(0, 0),
     }
     with pytest.raises(PermanentSourceError, match=r"beyond the last stable offset 2"):
-        values(broker_settings, topic, 0, 3)
+        values(platform, topic, 0, 3)
 
 
-def test_read_range_below_the_log_start_says_wanted_and_log_start(broker_settings: Settings, topic: str) -> None:
-    produce(broker_settings, topic, [str(n) for n in range(10)])
+def test_read_range_below_the_log_start_says_wanted_and_log_start(platform: Settings, topic: str) -> None:
+    produce(platform, topic, [str(n) for n in range(10)])
     cut = KafkaTopicPartition(topic, 0, 7)
-    admin = admin_client(broker_settings)
+    admin = admin_client(platform)
     admin.delete_records([cut])[cut].result()
     with pytest.raises(RetentionGapError, match=r"\[3,9\) starts below the log start 7.*\[3,7\).*starts at 7"):
-        values(broker_settings, topic, 3, 9)
-    assert values(broker_settings, topic, 7, 10) == [(n, str(n)) for n in range(7, 10)]
+        values(platform, topic, 3, 9)
+    assert values(platform, topic, 7, 10) == [(n, str(n)) for n in range(7, 10)]
 
 
-def test_offsets_at_returns_the_first_offset_at_or_after(broker_settings: Settings, topic: str) -> None:
+def test_offsets_at_returns_the_first_offset_at_or_after(platform: Settings, topic: str) -> None:
     first_ms = 1_700_000_000_000
-    produce(broker_settings, topic, [str(n) for n in range(10)], first_ts_ms=first_ms)
+    produce(platform, topic, [str(n) for n in range(10)], first_ts_ms=first_ms)
     here = TopicPartition(topic, 0)
-    assert offsets_at(broker_settings, [topic], first_ms)[here] == 0
-    assert offsets_at(broker_settings, [topic], first_ms + 4)[here] == 4
-    assert offsets_at(broker_settings, [topic], first_ms + 10)[here] == 10
+    assert offsets_at(platform, [topic], first_ms)[here] == 0
+    assert offsets_at(platform, [topic], first_ms + 4)[here] == 4
+    assert offsets_at(platform, [topic], first_ms + 10)[here] == 10
 
 
-def test_log_ranges_absent_topic_is_named(broker_settings: Settings) -> None:
+def test_log_ranges_absent_topic_is_named(platform: Settings) -> None:
     with pytest.raises(PermanentSourceError, match=r"no-such-topic do not exist"):
-        log_ranges(broker_settings, ["no-such-topic"])
+        log_ranges(platform, ["no-such-topic"])
 
 
-def test_read_range_without_a_broker_says_so(broker_settings: Settings) -> None:
-    away = broker_settings.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
+def test_read_range_without_a_broker_says_so(platform: Settings) -> None:
+    away = platform.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
     with pytest.raises(RetryableSourceError, match="Is the broker up"):
         list(read_range(away, OffsetRange("any", 0, 0, 1), timeout_s=0.5))
