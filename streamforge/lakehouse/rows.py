@@ -1,0 +1,279 @@
+"""Kafka records of one topic become rows of its table, as the contract says.
+
+A whole fetch is decoded at once: one JSON decoder call over all values, one Arrow array for each column.
+Where anything in it cannot be decoded the fetch is halved until the bad record stands alone, so that one
+bad record costs a few decodes and never sinks the batch. Decimals go from text to decimal(38,18) by Arrow,
+which refuses what does not fit and never rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Literal
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+from confluent_kafka import Message
+
+from streamforge.contract_model import Contract, ContractField, Encoding, FieldSource
+from streamforge.errors import ConfigurationError, DecodeError
+
+SOURCE_EPOCH = "source_epoch"
+SOURCE_PARTITION = "source_partition"
+SOURCE_OFFSET = "source_offset"
+SOURCE_INDEX = "source_index"
+COMMIT_ID = "commit_id"
+CONTRACT_VERSION = "contract_version"
+RAW_TOPIC_ID = "raw_topic_id"
+
+NO_VALUE = "no_value"
+MALFORMED = "malformed"
+NOT_THE_CONTRACT = "not_the_contract"
+BAD_DECIMAL = "bad_decimal"
+BAD_NUMBER = "bad_number"
+BAD_TEXT = "bad_text"
+BAD_HEADERS = "bad_headers"
+BAD_KEY = "bad_key"
+
+_WIRE_TYPES: dict[str, Any] = {"string": str, "int": int, "long": int, "boolean": bool, "double": float}
+_NS_TYPE = pa.timestamp("ns", tz="UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One record that cannot be decoded, and why: a dead letter."""
+
+    message: Message
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Rows by topic-partition number, each in offset order, without what only the commit knows; and refusals."""
+
+    rows: Mapping[int, pa.Table]
+    refused: Sequence[Refused]
+
+
+class RowDecoder:
+    """Decodes the records of one contract's topic.
+
+    Raises:
+        ConfigurationError: the contract asks for what a row cannot be made of.
+    """
+
+    def __init__(self, contract: Contract) -> None:
+        if contract.topic is None or contract.table is None:
+            msg = f"contract {contract.id} ({contract.path}) has no topic and table, so it has no rows"
+            raise ConfigurationError(msg)
+        self._contract = contract
+        self._types = {field.name: field.type for field in contract.arrow_schema}
+        self._derived = [item for item in contract.fields if item.source is FieldSource.DERIVED]
+        for item in self._derived:
+            if item.type_name != "timestamptz" and item.derived_from != RAW_TOPIC_ID:
+                msg = f"contract {contract.id} ({contract.path}): no rule derives {item.name} from {item.derived_from}"
+                raise ConfigurationError(msg)
+        self._columns: Callable[[Sequence[Message]], dict[str, pa.Array[Any]]]
+        if contract.topic.encoding is Encoding.JSON:
+            self._wire = contract.wire_fields
+            self._json = msgspec.json.Decoder(_wire_struct(contract.id, self._wire))
+            self._getters = [attrgetter(item.name) for item in self._wire]
+            self._columns = self._json_columns
+        else:
+            self._headers = [item for item in contract.fields if item.source is FieldSource.HEADER]
+            self._header_names = [item.name for item in self._headers]
+            self._columns = self._bytes_columns
+
+    def decode(self, messages: Sequence[Message]) -> Decoded:
+        """Decode records of the topic; those of one topic-partition must be in offset order."""
+        by_partition: dict[int, list[Message]] = {}
+        for message in messages:
+            by_partition.setdefault(message.partition() or 0, []).append(message)
+        ordered = [message for partition in sorted(by_partition) for message in by_partition[partition]]
+        refused: list[Refused] = []
+        tables = list(self._halves(ordered, refused))
+        if not tables:
+            return Decoded({}, refused)
+        table = pa.concat_tables(tables)
+        lost: dict[int, int] = {}
+        for item in refused:
+            lost[item.message.partition() or 0] = lost.get(item.message.partition() or 0, 0) + 1
+        rows, start = {}, 0
+        for partition in sorted(by_partition):
+            count = len(by_partition[partition]) - lost.get(partition, 0)
+            if count:
+                rows[partition] = table.slice(start, count)
+            start += count
+        return Decoded(rows, refused)
+
+    def _halves(self, messages: Sequence[Message], refused: list[Refused]) -> Iterable[pa.Table]:
+        if not messages:
+            return
+        try:
+            yield self._table(messages)
+        except DecodeError as error:
+            if len(messages) == 1:
+                refused.append(Refused(messages[0], error.reason, error.detail))
+                return
+            middle = len(messages) // 2
+            yield from self._halves(messages[:middle], refused)
+            yield from self._halves(messages[middle:], refused)
+
+    def _table(self, messages: Sequence[Message]) -> pa.Table:
+        columns = self._columns(messages)
+        for item in self._derived:
+            if item.type_name == "timestamptz" and item.derived_from is not None:
+                columns[item.name] = _microseconds(columns[item.derived_from], self._types[item.name])
+        columns[SOURCE_PARTITION] = pa.array([message.partition() for message in messages], pa.int32())
+        columns[SOURCE_OFFSET] = pa.array([message.offset() for message in messages], pa.int64())
+        return pa.table(columns)
+
+    def _json_columns(self, messages: Sequence[Message]) -> dict[str, pa.Array[Any]]:
+        records = self._json_records([message.value() for message in messages])
+        return {
+            item.name: typed_array(item, list(map(getter, records)), self._types[item.name])
+            for item, getter in zip(self._wire, self._getters, strict=True)
+        }
+
+    def _json_records(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Decode one value a line; a value with a line feed in it is decoded alone, so that lines stay values."""
+        if None in values:
+            raise DecodeError(NO_VALUE, "the record has no value; expected a JSON object")
+        try:
+            if len(values) == 1:
+                return [self._json.decode(values[0])]
+            lines = b"\n".join(values)
+            if lines.count(b"\n") != len(values) - 1:
+                raise DecodeError(MALFORMED, "a value has a line feed")
+            records = self._json.decode_lines(lines)
+        except msgspec.ValidationError as error:
+            raise DecodeError(NOT_THE_CONTRACT, str(error)) from error
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise DecodeError(MALFORMED, f"{type(error).__name__}: {error}") from error
+        if len(records) != len(values):
+            raise DecodeError(MALFORMED, "a value is blank")
+        return records
+
+    def _bytes_columns(self, messages: Sequence[Message]) -> dict[str, pa.Array[Any]]:
+        headers: list[Any] = [message.headers() or () for message in messages]
+        wanted = self._header_names
+        # The loader writes them in the contract's order; any other order costs a dictionary for each record.
+        if any([name for name, _ in pairs] != wanted for pairs in headers):
+            headers = [_in_order(pairs, wanted) for pairs in headers]
+        columns = {
+            item.name: _header_array(item, [pairs[index][1] for pairs in headers], self._types[item.name])
+            for index, item in enumerate(self._headers)
+        }
+        for item in self._contract.fields:
+            if item.source is FieldSource.KEY:
+                keys = [message.key() for message in messages]
+                if item.required and not all(keys):
+                    raise DecodeError(BAD_KEY, f"the record has no key; expected {item.name}")
+                columns[item.name] = _text_array(item, keys, self._types[item.name], BAD_KEY)
+            elif item.source is FieldSource.PAYLOAD:
+                values = [message.value() or b"" for message in messages]
+                columns[item.name] = pa.array(values, self._types[item.name])
+        return columns
+
+
+def finish_rows(
+    contract: Contract, rows: pa.Table, *, commit_id: str, source_epoch: int, raw_epochs: Mapping[str, int]
+) -> pa.Table:
+    """Add what only the commit knows, and order the columns as the contract does.
+
+    Args:
+        contract: of the table.
+        rows: from `RowDecoder`, or made by a replay; columns that it has are kept.
+        commit_id: ours, not Iceberg's.
+        source_epoch: of the topic in this table.
+        raw_epochs: by raw topic id, each id of the rows.
+    """
+    count = rows.num_rows
+    constants: dict[str, Any] = {
+        SOURCE_EPOCH: source_epoch,
+        SOURCE_INDEX: 0,
+        COMMIT_ID: commit_id,
+        CONTRACT_VERSION: contract.version,
+    }
+    columns: list[Any] = []
+    for item, field in zip(contract.fields, contract.arrow_schema, strict=True):
+        if item.name in rows.column_names:
+            columns.append(rows[item.name])
+        elif item.source is FieldSource.DERIVED and item.derived_from == RAW_TOPIC_ID:
+            columns.append(_epochs(rows[RAW_TOPIC_ID], raw_epochs))
+        elif item.name in constants:
+            columns.append(pa.repeat(pa.scalar(constants[item.name], field.type), count))
+        else:
+            columns.append(pa.nulls(count, field.type))
+    return pa.Table.from_arrays(columns, schema=contract.arrow_schema)
+
+
+def raw_topic_ids(rows: pa.Table) -> list[str]:
+    """Return the raw topic ids that rows name; none where the table has no such column."""
+    if RAW_TOPIC_ID not in rows.column_names:
+        return []
+    return [str(item) for item in pc.unique(rows[RAW_TOPIC_ID]).to_pylist()]
+
+
+def typed_array(item: ContractField, values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array[Any]:
+    """Return values of one field as Arrow, exactly: a decimal is text and must fit, a number must fit.
+
+    Raises:
+        DecodeError: a value does not fit the field.
+    """
+    try:
+        if pa.types.is_decimal(arrow_type):
+            return pa.array(values, pa.string()).cast(arrow_type)
+        return pa.array(values, arrow_type)
+    except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
+        reason = BAD_DECIMAL if pa.types.is_decimal(arrow_type) else BAD_NUMBER
+        reason = BAD_TEXT if item.type_name == "string" else reason
+        raise DecodeError(reason, f"{item.name} as {item.type_name}: {error}") from error
+
+
+def _wire_struct(name: str, fields: Sequence[ContractField]) -> type[msgspec.Struct]:
+    required = [(item.name, _wire_type(item)) for item in fields if item.required]
+    optional = [(item.name, _wire_type(item) | None, None) for item in fields if not item.required]
+    return msgspec.defstruct(name.replace("-", "_"), [*required, *optional], gc=False)
+
+
+def _wire_type(item: ContractField) -> Any:
+    if item.enum:
+        return Literal[item.enum]
+    return _WIRE_TYPES.get(item.type_name, str)
+
+
+def _microseconds(nanoseconds: pa.Array[Any], arrow_type: pa.DataType) -> pa.Array[Any]:
+    return nanoseconds.cast(_NS_TYPE).cast(arrow_type, safe=False)
+
+
+def _in_order(pairs: Any, wanted: Sequence[str]) -> list[tuple[str, Any]]:
+    found = dict(pairs.items() if isinstance(pairs, Mapping) else pairs)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise DecodeError(BAD_HEADERS, f"header {missing[0]!r} is missing; expected {', '.join(wanted)}")
+    return [(name, found[name]) for name in wanted]
+
+
+def _header_array(item: ContractField, values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array[Any]:
+    if item.required and None in values:
+        raise DecodeError(BAD_HEADERS, f"header {item.name!r} has no value")
+    return _text_array(item, values, arrow_type, BAD_HEADERS)
+
+
+def _text_array(item: ContractField, values: Sequence[Any], arrow_type: pa.DataType, reason: str) -> pa.Array[Any]:
+    try:
+        # The cast from bytes checks the UTF-8; the one from text to a number refuses what does not fit.
+        return pa.array(values, pa.binary()).cast(pa.string()).cast(arrow_type)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DecodeError(reason, f"{item.name} as {item.type_name}: {error}") from error
+
+
+def _epochs(topic_ids: pa.ChunkedArray[Any], raw_epochs: Mapping[str, int]) -> pa.Array[Any]:
+    encoded = topic_ids.combine_chunks().dictionary_encode()
+    epochs = pa.array([raw_epochs[str(item)] for item in encoded.dictionary.to_pylist()], pa.int32())
+    return epochs.take(encoded.indices)
