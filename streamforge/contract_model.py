@@ -22,7 +22,7 @@ from pyiceberg.types import IcebergType, NestedField
 
 from streamforge.errors import ConfigurationError
 
-_FIRST_PARTITION_FIELD_ID = 1000
+FIRST_PARTITION_FIELD_ID = 1000
 _ICEBERG_PRIMITIVES = {"string", "int", "long", "boolean", "double", "binary", "timestamptz"}
 _JSON_RANGES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _JSON_TYPES: dict[str, dict[str, Any]] = {
@@ -208,7 +208,7 @@ class Contract:
             *(
                 PartitionField(
                     source_id=self.iceberg_schema.find_field(field).field_id,
-                    field_id=_FIRST_PARTITION_FIELD_ID + index,
+                    field_id=FIRST_PARTITION_FIELD_ID + index,
                     transform=parse_transform(transform),
                     name=f"{field}_{transform}",
                 )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from streamforge.contract_model import (
+    FIRST_PARTITION_FIELD_ID,
     Contract,
     ContractField,
     Contracts,
@@ -94,6 +95,11 @@ def _duplicates(contract: Contract) -> Iterator[Problem]:
 def _field_structure(contract: Contract, item: ContractField) -> Iterator[Problem]:
     if contract.table is not None and item.field_id is None:
         yield Problem(item.name, "field-id", "a field of a table needs a fieldId")
+    if item.field_id is not None and item.field_id >= FIRST_PARTITION_FIELD_ID:
+        message = (
+            f"fieldId {item.field_id} must be below {FIRST_PARTITION_FIELD_ID}, where Iceberg's partition ids begin"
+        )
+        yield Problem(item.name, "field-id", message)
     if contract.table is not None and iceberg_type(item.type_name) is None:
         yield Problem(item.name, "table-type", f"a table cannot hold physicalType {item.type_name!r}")
     if contract.topic is not None and item.on_wire and json_type(item.type_name) is None:
