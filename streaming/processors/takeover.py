@@ -1,0 +1,134 @@
+"""Take over topic-partitions of a transactional processor: stable positions first, then the state.
+
+The other order loses the last transaction of a zombie: state read before its commit, positions after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import TopicPartition as KafkaTopicPartition
+
+from streamforge.contracts import TopicSettings
+from streamforge.errors import CommitError, ContractError, PermanentSourceError, TopicIdentityError
+from streamforge.kafka import admin_client, describe_topics
+from streamforge.log_reader import log_ends, log_starts, read_range
+from streamforge.offsets import TopicPartition
+from streamforge.settings import Settings
+from streaming.kafka_errors import is_passing, kafka_error
+from streaming.processors.types import ChangelogRecord
+
+_CALL_TIMEOUT_S = 10.0
+_CHANGELOG_DECODER = msgspec.json.Decoder(ChangelogRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """How to take over topic-partitions of `input_topic` whose state lies in `changelog`.
+
+    Args:
+        settings: which cluster.
+        input_topic: topic that is processed.
+        changelog: its state, on the same topic-partition numbers.
+        timeout_s: longest wait for stable offsets, and for the changelog's end, seconds.
+    """
+
+    settings: Settings
+    input_topic: TopicSettings
+    changelog: TopicSettings
+    timeout_s: float
+
+    def topic_id(self) -> str:
+        """Return Kafka's id of the input topic.
+
+        Raises:
+            PermanentSourceError: there is no such topic.
+        """
+        name = self.input_topic.name
+        identity = describe_topics(admin_client(self.settings), [name]).get(name)
+        if identity is None:
+            msg = f"topic {name} does not exist. Create the topics with `streamforge contracts apply`"
+            raise PermanentSourceError(msg)
+        return identity.topic_id
+
+    def positions(
+        self, consumer: Consumer, partitions: Sequence[TopicPartition], topic_id: str
+    ) -> dict[TopicPartition, int]:
+        """Return the stable committed offset of each topic-partition, the log start where there is none.
+
+        Raises:
+            TopicIdentityError: an offset was committed for a topic of this name with another id.
+            RetryableSourceError: an open transaction or the broker kept the answer back for `timeout_s`.
+        """
+        found = self._committed(consumer, partitions)
+        for each in found:
+            if each.offset >= 0 and each.metadata and each.metadata != topic_id:
+                msg = (
+                    f"{each.topic}-{each.partition}: the committed offset {each.offset} belongs to topic id "
+                    f"{each.metadata}, the topic now has {topic_id}: it was made anew. Delete the group's offsets "
+                    f"and the topic {self.changelog.name} to start over with the new one"
+                )
+                raise TopicIdentityError(msg)
+        starts = {TopicPartition(each.topic, each.partition): each.offset for each in found if each.offset >= 0}
+        return starts | log_starts(self.settings, [item for item in partitions if item not in starts])
+
+    def states(self, starts: Mapping[TopicPartition, int]) -> dict[TopicPartition, dict[str, str]]:
+        """Return the saved texts by state key of each topic-partition, as of the end of the changelog.
+
+        Raises:
+            CommitError: a state belongs to a later position than the one to start from.
+            ContractError: a changelog record is not one.
+            RetryableSourceError: the end was not reached within `timeout_s`.
+        """
+        inputs = {TopicPartition(self.changelog.name, item.partition): item for item in starts}
+        ends = log_ends(self.settings, inputs)
+        begins = log_starts(self.settings, inputs)
+        found: dict[TopicPartition, dict[str, ChangelogRecord]] = {item: {} for item in starts}
+        for messages in read_range(self.settings, begins, ends, timeout_s=self.timeout_s):
+            for message in messages:
+                partition = message.partition() or 0
+                records = found[inputs[TopicPartition(self.changelog.name, partition)]]
+                value = message.value()
+                if value is None:
+                    records.pop((message.key() or b"").decode(), None)
+                    continue
+                try:
+                    record = _CHANGELOG_DECODER.decode(value)
+                except msgspec.MsgspecError as error:
+                    where = f"{self.changelog.name}-{partition}, offset {message.offset()}"
+                    msg = f"{where}: not a changelog record: {error}. Delete the topic to start over"
+                    raise ContractError(msg) from error
+                records[record.state_key] = record
+        for item, records in found.items():
+            for record in records.values():
+                self._check(item, record, starts[item])
+        return {item: {r.state_key: r.state for r in records.values()} for item, records in found.items()}
+
+    def _committed(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> list[KafkaTopicPartition]:
+        wanted = [KafkaTopicPartition(item.topic, item.partition) for item in partitions]
+        deadline_s = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                found = consumer.committed(wanted, _CALL_TIMEOUT_S)
+                failure = next((each.error for each in found if each.error is not None), None)
+            except KafkaException as error:
+                failure = error.args[0]
+            if failure is None:
+                return found
+            if not is_passing(failure) or time.monotonic() > deadline_s:
+                names = ", ".join(str(item) for item in partitions)
+                raise kafka_error(f"the committed offsets of {names} cannot be read", failure)
+
+    def _check(self, item: TopicPartition, record: ChangelogRecord, start: int) -> None:
+        if record.next_offset <= start:
+            return
+        msg = (
+            f"{item}: state {record.state_key!r} in {self.changelog.name}-{item.partition} belongs to position "
+            f"{record.next_offset}, but the position to start from is {start}: the group's offset was moved or "
+            f"has expired. Set it to {record.next_offset} to go on, or delete {self.changelog.name} to start over"
+        )
+        raise CommitError(msg)
