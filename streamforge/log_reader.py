@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as KafkaTopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
@@ -32,6 +32,12 @@ def log_ends(settings: Settings, partitions: Iterable[TopicPartition]) -> dict[T
     return _list_offsets(settings, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
 
+def stable_ends(settings: Settings, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """Return where a `read_committed` reader of each topic-partition ends now: the last stable offset."""
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    return _list_offsets(settings, partitions, latest, IsolationLevel.READ_COMMITTED)
+
+
 def offsets_since(
     settings: Settings, partitions: Iterable[TopicPartition], ts_ms: int
 ) -> dict[TopicPartition, int | None]:
@@ -50,9 +56,10 @@ def read_range(
     """Yield the committed records of `[start, end)` of each topic-partition, in offset order within each.
 
     It ends when every position has reached its end, which waits for transactions that are open below it.
+    `timeout_s` bounds the wait without a record, not the whole read.
 
     Raises:
-        RetryableSourceError: no end was reached within `timeout_s`; names the topic-partitions left.
+        RetryableSourceError: nothing came for `timeout_s`; names the topic-partitions left.
         RetentionGapError: a start is below the log start.
     """
     left = {item for item, start in starts.items() if start < ends[item]}
@@ -78,11 +85,12 @@ def read_range(
                     left.discard(item)
             if records:
                 yield records
+                deadline_s = time.monotonic() + timeout_s
             if left and time.monotonic() > deadline_s:
                 names = ", ".join(f"{item} to {ends[item]}" for item in sorted(left))
                 msg = (
-                    f"not read to the end within {timeout_s} s: {names}. A transaction may be open below the "
-                    "end (it ends by itself after transaction.timeout.ms), or the broker is away"
+                    f"not read to the end, nothing came for {timeout_s} s: {names}. A transaction may be open below "
+                    "the end (it ends by itself after transaction.timeout.ms), or the broker is away"
                 )
                 raise RetryableSourceError(msg)
     finally:
@@ -106,12 +114,16 @@ def _is_record(message: Message) -> bool:
 
 
 def _list_offsets(
-    settings: Settings, partitions: Iterable[TopicPartition], spec: OffsetSpec
+    settings: Settings,
+    partitions: Iterable[TopicPartition],
+    spec: OffsetSpec,
+    isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
 ) -> dict[TopicPartition, int]:
     request = {KafkaTopicPartition(item.topic, item.partition): spec for item in partitions}
     if not request:
         return {}
-    futures = admin_client(settings).list_offsets(request, request_timeout=REQUEST_TIMEOUT_S)
+    admin = admin_client(settings)  # kept until the answers are in: its end cancels them
+    futures = admin.list_offsets(request, isolation_level=isolation, request_timeout=REQUEST_TIMEOUT_S)
     try:
         return {TopicPartition(key.topic, key.partition): future.result().offset for key, future in futures.items()}
     except KafkaException as error:

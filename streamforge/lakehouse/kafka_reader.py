@@ -1,34 +1,23 @@
-"""Bounded reads of Kafka: what a log holds, and the committed records of an offset range.
+"""Bounded reads of what is committed: what a log holds, and the records of an offset range.
 
-Reads are by assignment, without a group, and `read_committed`. A range is `[start, end)`; its last offsets
-may hold no record at all (commit markers, aborted records), so the end is found by the consumer's position
-and end-of-partition events, never by counting records or by the last record's offset.
+On top of `streamforge.log_reader`: a range must lie within the log as a `read_committed` reader sees it,
+because a replay or a comparison of half a range would be wrong. A range is `[start, end)`; its last offsets
+may hold no record at all (commit markers, aborted records).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message
-from confluent_kafka import IsolationLevel as Isolation
-from confluent_kafka import TopicPartition as KafkaTopicPartition
-from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka import Message
 
-from streamforge.errors import PermanentSourceError, RetentionGapError, RetryableSourceError
-from streamforge.kafka import REQUEST_TIMEOUT_S, admin_client, describe_topics, reader_config
+from streamforge.errors import PermanentSourceError, RetentionGapError
+from streamforge.kafka import TopicIdentity, admin_client, describe_topics
+from streamforge.log_reader import log_starts, offsets_since, stable_ends
+from streamforge.log_reader import read_range as read_to_end
 from streamforge.offsets import OffsetRange, TopicPartition
 from streamforge.settings import Settings
-
-CHUNK_RECORDS = 10_000
-PREFETCH_KIB = 16 * 1024
-
-_POLL_S = 0.1
-_GAP_CODES = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})  # noqa: SLF001
-_NO_OFFSET = -1
-_EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
-_LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 class LogRange(NamedTuple):
@@ -48,10 +37,7 @@ def log_ranges(settings: Settings, topics: Iterable[str]) -> Mapping[TopicPartit
         PermanentSourceError: a topic does not exist.
         RetryableSourceError: the broker does not answer.
     """
-    partitions = _partitions(settings, topics)
-    starts = _list_offsets(settings, partitions, _EARLIEST)
-    ends = _list_offsets(settings, partitions, _LATEST)
-    return {each: LogRange(starts[each], ends[each]) for each in partitions}
+    return _log_ranges(settings, topic_partitions(settings, topics))
 
 
 def offsets_at(settings: Settings, topics: Iterable[str], ts_ms: int) -> Mapping[TopicPartition, int]:
@@ -64,59 +50,35 @@ def offsets_at(settings: Settings, topics: Iterable[str], ts_ms: int) -> Mapping
         PermanentSourceError: a topic does not exist.
         RetryableSourceError: the broker does not answer.
     """
-    partitions = _partitions(settings, topics)
-    found = _list_offsets(settings, partitions, OffsetSpec.for_timestamp(ts_ms))
-    ends = _list_offsets(settings, partitions, _LATEST)
-    return {each: ends[each] if found[each] == _NO_OFFSET else min(found[each], ends[each]) for each in partitions}
+    partitions = topic_partitions(settings, topics)
+    found, ends = offsets_since(settings, partitions, ts_ms), stable_ends(settings, partitions)
+    return {each: end if (offset := found[each]) is None else min(offset, end) for each, end in ends.items()}
 
 
-def read_range(
-    settings: Settings, offset_range: OffsetRange, *, timeout_s: float, chunk_records: int = CHUNK_RECORDS
-) -> Iterator[list[Message]]:
-    """Yield the committed records of `offset_range` in offset order, in lists of at most `chunk_records`.
+def read_range(settings: Settings, offset_range: OffsetRange, *, timeout_s: float) -> Iterator[list[Message]]:
+    """Yield the committed records of `offset_range` in offset order, in lists of a few thousand.
 
-    Memory is bounded by one list and the client's prefetch of `PREFETCH_KIB`.
+    Memory is bounded by one list and what the client fetches ahead (64 MiB by default).
 
     Args:
         settings: which cluster.
         offset_range: what to read; may be empty, may hold no record.
-        timeout_s: longest wait without progress, not the length of the whole read.
-        chunk_records: most records in one list.
+        timeout_s: longest wait without a record, not the length of the whole read.
 
     Raises:
         RetentionGapError: the range starts below the log start.
-        PermanentSourceError: the range ends beyond the stable end, or the broker refuses the read.
-        RetryableSourceError: no progress for `timeout_s`.
+        PermanentSourceError: the topic-partition does not exist, or the range ends beyond the stable end.
+        RetryableSourceError: nothing came for `timeout_s`.
     """
     if len(offset_range) == 0:
         return
-    config = reader_config(settings, **{"queued.max.messages.kbytes": PREFETCH_KIB})
-    with Consumer(config) as consumer:
-        check_within_log(offset_range, _log_range(consumer, offset_range.topic_partition, timeout_s))
-        consumer.assign([KafkaTopicPartition(offset_range.topic, offset_range.partition, offset_range.start)])
-        position = offset_range.start
-        deadline_s = time.monotonic() + timeout_s
-        while position < offset_range.end:
-            fetched = consumer.consume(min(chunk_records, offset_range.end - position), _POLL_S)
-            before = position
-            records = []
-            for message in fetched:
-                if message.error() is None:
-                    position = _offset(message) + 1
-                    if position <= offset_range.end:
-                        records.append(message)
-                else:
-                    position = max(position, _end_of_partition(message, offset_range))
-            if records:
-                yield records
-            if position > before:
-                deadline_s = time.monotonic() + timeout_s
-            elif time.monotonic() > deadline_s:
-                msg = (
-                    f"reading {offset_range} made no progress for {timeout_s} s at offset {position}. "
-                    "Is the broker up? `streamforge broker status`"
-                )
-                raise RetryableSourceError(msg)
+    here = offset_range.topic_partition
+    log = _log_ranges(settings, topic_partitions(settings, [here.topic])).get(here)
+    if log is None:
+        msg = f"topic {here.topic} has no partition {here.partition}. Ask for a partition that it has"
+        raise PermanentSourceError(msg)
+    check_within_log(offset_range, log)
+    yield from read_to_end(settings, {here: offset_range.start}, {here: offset_range.end}, timeout_s=timeout_s)
 
 
 def check_within_log(wanted: OffsetRange, log: LogRange) -> None:
@@ -141,41 +103,31 @@ def check_within_log(wanted: OffsetRange, log: LogRange) -> None:
         raise PermanentSourceError(msg)
 
 
-def _log_range(consumer: Consumer, each: TopicPartition, timeout_s: float) -> LogRange:
-    try:
-        return LogRange(
-            *consumer.get_watermark_offsets(
-                KafkaTopicPartition(each.topic, each.partition), timeout=timeout_s, cached=False
-            )
-        )
-    except KafkaException as error:
-        raise _refused(f"the log of {each} cannot be looked up", error.args[0]) from error
+def topic_identity(settings: Settings, topic: str) -> TopicIdentity:
+    """Return what tells `topic` from another of the same name.
+
+    Raises:
+        PermanentSourceError: it does not exist.
+        RetryableSourceError: the broker does not answer.
+    """
+    return _identities(settings, [topic])[topic]
 
 
-def _offset(message: Message) -> int:
-    offset = message.offset()
-    if offset is None:  # pragma: no cover - consumed records always have one
-        msg = "a consumed record has no offset"
-        raise PermanentSourceError(msg)
-    return offset
+def topic_partitions(settings: Settings, topics: Iterable[str]) -> list[TopicPartition]:
+    """Return every topic-partition of `topics`.
+
+    Raises:
+        PermanentSourceError: a topic does not exist.
+        RetryableSourceError: the broker does not answer.
+    """
+    identities = _identities(settings, topics)
+    return [TopicPartition(name, number) for name, each in identities.items() for number in range(each.partitions)]
 
 
-def _end_of_partition(message: Message, wanted: OffsetRange) -> int:
-    """Return the position that an end-of-partition event carries, 0 for an error that may pass."""
-    error = message.error()
-    if error is None or error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
-        return _offset(message)
-    if error.code() in _GAP_CODES:
-        msg = f"{wanted} is no longer whole: {error.str()}. Ask for the log of now and try again"
-        raise RetentionGapError(msg)
-    if error.retriable():
-        return 0
-    raise _refused(f"reading {wanted} failed", error)
-
-
-def _partitions(settings: Settings, topics: Iterable[str]) -> list[TopicPartition]:
+def _identities(settings: Settings, topics: Iterable[str]) -> Mapping[str, TopicIdentity]:
     names = list(topics)
-    identities = describe_topics(admin_client(settings), names)
+    admin = admin_client(settings)
+    identities = describe_topics(admin, names)
     absent = sorted(set(names) - set(identities))
     if absent:
         msg = (
@@ -183,29 +135,9 @@ def _partitions(settings: Settings, topics: Iterable[str]) -> list[TopicPartitio
             "Create them with `streamforge contracts apply`, or check STREAMFORGE_TOPIC_PREFIX"
         )
         raise PermanentSourceError(msg)
-    return [TopicPartition(name, number) for name in names for number in range(identities[name].partitions)]
+    return identities
 
 
-def _list_offsets(
-    settings: Settings, partitions: Iterable[TopicPartition], spec: OffsetSpec
-) -> dict[TopicPartition, int]:
-    wanted = {KafkaTopicPartition(each.topic, each.partition): spec for each in partitions}
-    if not wanted:
-        return {}
-    admin = admin_client(settings)  # held until the results are in: its end cancels them
-    try:
-        futures = admin.list_offsets(
-            wanted, isolation_level=Isolation.READ_COMMITTED, request_timeout=REQUEST_TIMEOUT_S
-        )
-        return {TopicPartition(each.topic, each.partition): future.result().offset for each, future in futures.items()}
-    except KafkaException as error:
-        raise _refused("the broker does not list offsets", error.args[0]) from error
-
-
-def _refused(what: str, error: KafkaError) -> RetryableSourceError | PermanentSourceError:
-    kind = RetryableSourceError if error.retriable() or _may_pass(error) else PermanentSourceError
-    return kind(f"{what}: {error.str()}. Is the broker up? `streamforge broker status`")
-
-
-def _may_pass(error: KafkaError) -> bool:
-    return error.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)  # noqa: SLF001
+def _log_ranges(settings: Settings, partitions: list[TopicPartition]) -> Mapping[TopicPartition, LogRange]:
+    starts, ends = log_starts(settings, partitions), stable_ends(settings, partitions)
+    return {each: LogRange(starts[each], ends[each]) for each in partitions}
