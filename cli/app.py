@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import contracts
-
-from cli import broker, topics
+from cli import broker, contracts, topics
 from streamforge import __version__
 
 app = typer.Typer(
