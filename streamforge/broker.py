@@ -23,7 +23,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn
 
-import msgspec
 import psutil
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -35,10 +34,12 @@ from streamforge.kafka_server import broker_command, format_command, log4j_prope
 from streamforge.kafka_server import server_properties as kafka_properties
 from streamforge.processes import (
     LOOPBACK,
+    Ports,
     ProcessRecord,
-    choose_free_port,
     end_process,
-    is_port_free,
+    last_lines,
+    remembered_ports,
+    spawn_detached,
     write_atomically,
 )
 from streamforge.settings import Settings
@@ -50,7 +51,7 @@ _ANSWER_TIMEOUT_S = 5.0
 _POLL_S = 0.05
 _PORT_RELEASE_S = 3.0
 _START_ATTEMPTS = 3
-_TAIL_LINES = 15
+_PORT_NAMES = ("broker", "controller")
 
 
 class BrokerState(StrEnum):
@@ -88,11 +89,6 @@ class BrokerStatus:
     log_file: Path | None = None
     notes: tuple[str, ...] = ()
     log_tail: tuple[str, ...] = ()
-
-
-class _Ports(msgspec.Struct, frozen=True):
-    client: int
-    controller: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +131,7 @@ class _Files:
 
     def tail(self) -> tuple[str, ...]:
         """Return the last lines of the log and of what the Java machine said."""
-        return (*_last_lines(self.log), *_last_lines(self.out))
+        return (*last_lines(self.log), *last_lines(self.out))
 
 
 def start(settings: Settings, *, timeout_s: float = START_TIMEOUT_S) -> BrokerStatus:
@@ -156,9 +152,14 @@ def start(settings: Settings, *, timeout_s: float = START_TIMEOUT_S) -> BrokerSt
         for attempt in range(1, _START_ATTEMPTS + 1):
             command, new_notes = _prepare(files)
             notes += new_notes
-            process = _spawn(files, command)
+            process = spawn_detached(command, out=files.out)
+            ProcessRecord.of(process.pid).write(files.pid)
             try:
                 return _wait_until_answers(files, process, timeout_s, notes)
+            except KeyboardInterrupt:
+                end_process(process, deadline_s=STOP_DEADLINE_S)
+                files.pid.unlink(missing_ok=True)
+                raise
             except PermanentSourceError:
                 # Between our look and Kafka's bind someone took the port: look again.
                 is_port_lost = any("Address already in use" in line for line in files.tail())
@@ -261,52 +262,28 @@ def _process(files: _Files) -> psutil.Process | None:
 
 def _prepare(files: _Files) -> tuple[list[str], tuple[str, ...]]:
     """Make everything ready for a start; return the command and notes on what had to change."""
-    ports, notes = _choose_ports(files)
+    ports = remembered_ports(files.ports, _PORT_NAMES, release_s=_PORT_RELEASE_S if files.pid.exists() else 0.0)
     files.log.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(files.log4j, log4j_properties(files.log))
     if not files.data.is_dir():
         _format(files, ports)
     properties = files.folder / "server.properties"
     _write_properties(properties, files.data, ports)
-    write_atomically(files.address, f"{LOOPBACK}:{ports.client}\n")
+    write_atomically(files.address, f"{LOOPBACK}:{ports.numbers['broker']}\n")
+    notes = ports.notes()
+    if "broker" in ports.moved:
+        notes = (*notes, "restart the processes that use the old address")
     return broker_command(properties=properties, log4j=files.log4j), notes
 
 
-def _choose_ports(files: _Files) -> tuple[_Ports, tuple[str, ...]]:
-    try:
-        known = msgspec.json.decode(files.ports.read_bytes(), type=_Ports)
-    except (OSError, msgspec.MsgspecError):
-        known = None
-    if known is not None and _are_free(known, within_s=_PORT_RELEASE_S if files.pid.exists() else 0.0):
-        return known, ()
-    client = known.client if known is not None and is_port_free(known.client) else choose_free_port()
-    ports = _Ports(client, choose_free_port({client}))
-    write_atomically(files.ports, msgspec.json.encode(ports).decode())
-    if known is None or known.client == client:
-        return ports, ()
-    note = (
-        f"port {known.client} is taken by another program: the broker now listens on {client}. "
-        "Restart processes that use the old address"
+def _write_properties(path: Path, data_dir: Path, ports: Ports) -> None:
+    properties = kafka_properties(
+        data_dir=data_dir, client_port=ports.numbers["broker"], controller_port=ports.numbers["controller"]
     )
-    return ports, (note,)
-
-
-def _are_free(ports: _Ports, *, within_s: float) -> bool:
-    """Return whether both ports are free `within_s`: a killed broker holds its own a moment longer."""
-    deadline = time.monotonic() + within_s
-    while not (is_port_free(ports.client) and is_port_free(ports.controller)):
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(_POLL_S)
-    return True
-
-
-def _write_properties(path: Path, data_dir: Path, ports: _Ports) -> None:
-    properties = kafka_properties(data_dir=data_dir, client_port=ports.client, controller_port=ports.controller)
     write_atomically(path, render_properties(properties))
 
 
-def _format(files: _Files, ports: _Ports) -> None:
+def _format(files: _Files, ports: Ports) -> None:
     """Format a data folder beside the real one and move it there: a kill in between leaves no half of one."""
     fresh = files.folder / "data.new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -322,24 +299,6 @@ def _format(files: _Files, ports: _Ports) -> None:
         )
         raise PermanentSourceError(msg)
     fresh.rename(files.data)
-
-
-def _spawn(files: _Files, command: list[str]) -> psutil.Process:
-    """Start the broker in a session of its own, so that it outlives this command and its terminal."""
-    out = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    pid = os.posix_spawn(
-        command[0],
-        command,
-        os.environ,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(files.out), out, 0o644),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-        setsid=True,
-    )
-    ProcessRecord.of(pid).write(files.pid)
-    return psutil.Process(pid)
 
 
 def _wait_until_answers(
@@ -409,14 +368,6 @@ def _cluster_id(address: str, timeout_s: float) -> str | None:
         return str(admin.describe_cluster(request_timeout=timeout_s).result().cluster_id)
     except KafkaException:
         return None
-
-
-def _last_lines(path: Path) -> tuple[str, ...]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ()
-    return tuple(text.splitlines()[-_TAIL_LINES:])
 
 
 __all__ = ["BrokerState", "BrokerStatus", "run", "start", "status", "stop"]

@@ -10,7 +10,8 @@ import os
 import random
 import socket
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +28,7 @@ _PORT_ATTEMPTS = 200
 _CREATE_TIME_TOLERANCE_S = 2.0
 _KILL_TIMEOUT_S = 10.0
 _POLL_S = 0.02
+_TAIL_BYTES = 65_536
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -98,14 +100,20 @@ def wait_ended(process: psutil.Process, *, timeout_s: float) -> bool:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Return whether `process` runs; reaps it when it is our own child and has ended."""
+    """Return whether `process` runs; reaps it when it is our own child and has ended.
+
+    A process whose first thread has ended looks like a zombie while its other threads still hold its
+    sockets and files: it counts as alive.
+    """
     try:
-        if process.status() != psutil.STATUS_ZOMBIE:
+        if process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1:
             return process.is_running()
         if process.ppid() == os.getpid():
             process.wait(0)
-    except (psutil.NoSuchProcess, psutil.TimeoutExpired):
-        pass
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.TimeoutExpired:
+        return True
     return False
 
 
@@ -135,6 +143,89 @@ def choose_free_port(taken: Container[int] = ()) -> int:
         "End what listens there and try again"
     )
     raise PermanentSourceError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Ports by the name of what listens on them.
+
+    Args:
+        numbers: the port of each name.
+        moved: old ports of the names whose remembered port is taken by another program.
+    """
+
+    numbers: Mapping[str, int]
+    moved: Mapping[str, int]
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence for each port that had to change."""
+        return tuple(
+            f"port {old} of the {name} is taken by another program: it now listens on {self.numbers[name]}"
+            for name, old in self.moved.items()
+        )
+
+
+def remembered_ports(path: Path, names: Iterable[str], *, release_s: float = 0.0) -> Ports:
+    """Return the ports of `names` that `path` remembers, choosing and remembering those it lacks.
+
+    Args:
+        path: JSON file, name to port.
+        names: what needs a port.
+        release_s: a remembered port that is taken is waited for so long: a killed server holds its own a
+            moment longer.
+    """
+    try:
+        known = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
+    except (OSError, msgspec.MsgspecError):
+        known = {}
+    deadline = time.monotonic() + release_s
+    numbers: dict[str, int] = {}
+    moved: dict[str, int] = {}
+    for name in names:
+        old = known.get(name)
+        while old is not None and not is_port_free(old) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        if old is None or not is_port_free(old):
+            numbers[name] = choose_free_port({*known.values(), *numbers.values()})
+            if old is not None:
+                moved[name] = old
+        else:
+            numbers[name] = old
+    if numbers.items() - known.items():
+        write_atomically(path, msgspec.json.encode(known | numbers).decode())
+    return Ports(numbers, moved)
+
+
+def spawn_detached(command: list[str], *, out: Path, environment: Mapping[str, str] | None = None) -> psutil.Process:
+    """Start `command` in a session of its own, so that it outlives this command and its terminal.
+
+    Its output goes to the file `out`, which is emptied first. The caller writes a `ProcessRecord`.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pid = os.posix_spawn(
+        command[0],
+        command,
+        os.environ if environment is None else environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(out), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+    return psutil.Process(pid)
+
+
+def last_lines(path: Path, count: int = 15) -> tuple[str, ...]:
+    """Return the last `count` lines of the text file `path`; nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size_bytes - _TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ()
+    return tuple(text.splitlines()[-count:])
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 from filelock import FileLock
 
 from streamforge import broker
 from streamforge.contracts import Contracts, load_contracts
-from streamforge.kafka import admin_client, describe_topics
+from streamforge.kafka import admin_client
 from streamforge.processes import ProcessRecord
 from streamforge.settings import Settings
-from tests.waiting import wait_until
+from streamforge.topics import create_topics
+from tests.contract_files import copy_contracts
 
 MAX_TEST_PARTITIONS = 2
 
@@ -84,29 +85,29 @@ def admin(platform: Settings) -> AdminClient:
 
 
 @pytest.fixture
-def make_topics(platform: Settings, admin: AdminClient) -> MakeTopics:
+def make_topics(platform: Settings) -> MakeTopics:
     """Return a function that creates the topics that a test needs, with few topic-partitions."""
 
     def make(*contract_ids: str, partitions: int | None = MAX_TEST_PARTITIONS) -> Contracts:
         contracts = load_contracts(platform.contracts_dir, topic_prefix=platform.topic_prefix)
         by_id = dict(contracts)
-        new_topics = []
         for contract_id in contract_ids:
-            contract = contracts[contract_id]
-            topic = contract.topic
+            topic = contracts[contract_id].topic
             assert topic is not None, f"contract {contract_id} has no topic"
             if partitions is not None:
                 topic = dataclasses.replace(topic, partitions=min(partitions, topic.partitions))
-            by_id[contract_id] = dataclasses.replace(contract, topic=topic)
-            new_topics.append(NewTopic(topic.name, topic.partitions, 1, config=topic.config))
-        for future in admin.create_topics(new_topics).values():
-            future.result()
-        # The controller answers before every part of the broker has heard of the topics.
-        names = {topic.topic for topic in new_topics}
-        wait_until(lambda: describe_topics(admin, names).keys() == names, what=f"topics {sorted(names)} are there")
-        return Contracts(by_id)
+            by_id[contract_id] = dataclasses.replace(contracts[contract_id], topic=topic)
+        made = Contracts(by_id)
+        create_topics(platform, made, contract_ids)
+        return made
 
     return make
+
+
+@pytest.fixture
+def contract_folder(tmp_path: Path) -> Path:
+    """Return a copy of the contract files that a test may spoil."""
+    return copy_contracts(tmp_path / "contracts")
 
 
 def _is_alive(path: Path) -> bool:
