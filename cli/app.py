@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import broker, contracts, topics
+from cli import broker, contracts, simulate, topics
 from streamforge import __version__
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(broker.app, name="broker")
 app.add_typer(topics.app, name="topics")
+app.command()(simulate.simulate)
 
 
 def _print_version(*, value: bool) -> None:
