@@ -1,0 +1,100 @@
+"""The bars processor: trades to one-minute bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from confluent_kafka import Message
+from pydantic import Field
+
+from streamforge.errors import DecodeError
+from streamforge.market.bars import BarRules, BarsState, SourcedTrade, add_trades
+from streamforge.market.records import Trade
+from streamforge.settings import Settings
+from streaming.processors.types import Output, Refused, Source, Step
+
+_ENCODE = msgspec.json.Encoder().encode
+_DECODER = msgspec.json.Decoder(Trade)
+_BARS = "bars"
+_GAPS = "market-gaps"
+_MAX_NAME_CHARACTERS = 256
+
+
+class BarsSettings(Settings):
+    """What the bars processor needs besides what every process needs."""
+
+    bars_out_of_orderness_s: float = Field(
+        1.0, ge=0, description="How far the watermark stays behind the latest event time, seconds."
+    )
+    bars_allowed_lateness_s: float = Field(
+        300.0, ge=0, description="How long after its close a bar is corrected by late trades, seconds of watermark."
+    )
+
+
+class Bars:
+    """Trades to bars and, where a trade came too late, gaps; state is the bars that can still change."""
+
+    kind = "bars"
+    input_id = "trades"
+    changelog_id = "bars-changelog"
+    output_ids: Sequence[str] = (_BARS, _GAPS)
+
+    def __init__(self, settings: BarsSettings) -> None:
+        self._rules = BarRules(
+            out_of_orderness_ns=int(settings.bars_out_of_orderness_s * 1e9),
+            allowed_lateness_ns=int(settings.bars_allowed_lateness_s * 1e9),
+        )
+
+    def restore(self, saved: Mapping[str, str]) -> BarsState:
+        """Return watermark and open bars."""
+        return BarsState.restore(saved)
+
+    def save(self, state: BarsState, key: str) -> str | None:
+        """Return the watermark, or the open bars of one instrument, as text."""
+        return state.save(key)
+
+    def process(self, state: BarsState, source: Source, messages: Sequence[Message]) -> Step[BarsState]:
+        """Take in the trades of one topic-partition."""
+        trades: list[SourcedTrade] = []
+        refused: list[Refused] = []
+        for message in messages:
+            try:
+                trade = decode_trade(message.value() or b"")
+            except DecodeError as error:
+                refused.append(Refused(message, 0, error.reason, error.detail))
+            else:
+                trades.append(SourcedTrade(trade, source.topic_id, source.partition, message.offset() or 0))
+        result = add_trades(state, trades, self._rules)
+        if result.refusals:
+            by_offset = {message.offset(): message for message in messages}
+            refused += [Refused(by_offset[r.source.offset], 0, r.reason, r.detail) for r in result.refusals]
+        return Step(
+            result.state,
+            [
+                *(Output(_BARS, bar.instrument.encode(), _ENCODE(bar)) for bar in result.bars),
+                *(Output(_GAPS, gap.instrument.encode(), _ENCODE(gap)) for gap in result.gaps),
+            ],
+            result.changed,
+            refused,
+            {},
+            max((source.trade.ts_event_ns for source in trades), default=None),
+        )
+
+
+def decode_trade(value: bytes) -> Trade:
+    """Decode one record of `trades`.
+
+    Raises:
+        DecodeError: `malformed_json` or `wrong_type`, or `too_long` where a name would not fit into a bar.
+    """
+    try:
+        trade = _DECODER.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        reason = "wrong_type" if isinstance(error, msgspec.ValidationError) else "malformed_json"
+        raise DecodeError(reason, f"expected a record of trades: {error}") from error
+    for name in (trade.instrument, trade.venue, trade.symbol, trade.trade_id):
+        if len(name) > _MAX_NAME_CHARACTERS:
+            detail = f"a name has {len(name)} characters, at most {_MAX_NAME_CHARACTERS} are taken"
+            raise DecodeError("too_long", detail)
+    return trade
