@@ -16,6 +16,8 @@ import typer
 from rich.console import Console
 
 from streamforge.errors import StreamForgeError
+from streamforge.logs import configure as configure_logs
+from streamforge.settings import load_settings
 
 P = ParamSpec("P")
 
@@ -54,6 +56,7 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
+            configure_logs(load_settings())
             code = function(*args, **kwargs) or 0
         except StreamForgeError as error:
             if kwargs.get("output") is Output.JSON:

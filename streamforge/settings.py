@@ -6,7 +6,7 @@ Every field can be set by `STREAMFORGE_<FIELD>` in the environment or in a `.env
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,6 +18,9 @@ _CONTRACTS = next(
     (folder for folder in (_PACKAGE.parent / "contracts", _PACKAGE / "_contracts") if folder.is_dir()),
     Path("contracts"),
 )
+
+
+S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseSettings):
@@ -61,6 +64,9 @@ class Settings(BaseSettings):
         None, description="Tests only: SIGKILL this process at its named step, as step or step:N for the Nth passage."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_file: Path | None = Field(
+        None, description="File that also gets the log, as JSON lines; one process a file. Unset: standard error only."
+    )
 
     @property
     def home_path(self) -> Path:
@@ -84,8 +90,17 @@ def load_settings(**overrides: object) -> Settings:
     Raises:
         ConfigurationError: a value is missing or wrong; the message names each field and its variable.
     """
+    return build_settings(Settings, **overrides)
+
+
+def build_settings(kind: type[S], **overrides: object) -> S:
+    """Build the settings of one kind of process, as `load_settings` does.
+
+    Raises:
+        ConfigurationError: a value is missing or wrong; the message names each field and its variable.
+    """
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]
+        return kind(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         problems = "; ".join(
             f"STREAMFORGE_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
