@@ -19,6 +19,7 @@ _DECODER = msgspec.json.Decoder(Trade)
 _BARS = "bars"
 _GAPS = "market-gaps"
 _MAX_NAME_CHARACTERS = 256
+_END_NS = 4_102_444_800 * 10**9
 
 
 class BarsSettings(Settings):
@@ -86,7 +87,8 @@ def decode_trade(value: bytes) -> Trade:
     """Decode one record of `trades`.
 
     Raises:
-        DecodeError: `malformed_json` or `wrong_type`, or `too_long` where a name would not fit into a bar.
+        DecodeError: `malformed_json` or `wrong_type`, `too_long` where a name would
+            not fit into a bar, or `bad_time`.
     """
     try:
         trade = _DECODER.decode(value)
@@ -97,4 +99,6 @@ def decode_trade(value: bytes) -> Trade:
         if len(name) > _MAX_NAME_CHARACTERS:
             detail = f"a name has {len(name)} characters, at most {_MAX_NAME_CHARACTERS} are taken"
             raise DecodeError("too_long", detail)
+    if not 0 <= trade.ts_event_ns < _END_NS:
+        raise DecodeError("bad_time", f"expected an event time before the year 2100, found {trade.ts_event_ns} ns")
     return trade
