@@ -54,6 +54,7 @@ CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 30.0
 FORMAT_VERSION = 2
 RACING_PROBES = 4
+_OPEN_ATTEMPTS = 3
 
 TABLE_PROPERTIES = {
     "write.parquet.compression-codec": "zstd",
@@ -110,7 +111,7 @@ def open_catalog(settings: Settings) -> Catalog:
         if settings.catalog_type == "rest":
             implementation = f"{DeadlineRestCatalog.__module__}.{DeadlineRestCatalog.__name__}"
             return load_catalog(settings.catalog_name, **properties, **{"py-catalog-impl": implementation})
-        return load_catalog(settings.catalog_name, **(properties | {"uri": _sql_uri(uri)}), type="sql")
+        return _open_sql_catalog(settings.catalog_name, properties | {"uri": _sql_uri(uri)})
     except CATALOG_ERRORS as error:
         shown = uri if settings.catalog_type == "rest" else make_url(uri).render_as_string(hide_password=True)
         msg = (
@@ -278,6 +279,15 @@ def _mismatch(table: Table, contract: Contract, field: str, expected: str, found
         f"table {'.'.join(table.name())}, field {field!r}: contract {contract.id} {contract.version} "
         f"({contract.path}) expects {expected}, found {found}. Run `streamforge contracts apply`"
     )
+
+
+def _open_sql_catalog(name: str, properties: dict[str, str]) -> Catalog:
+    for _ in range(_OPEN_ATTEMPTS - 1):
+        # Opened for the first time by two processes at once, each looks for its two tables and then creates
+        # them; whoever comes second is told that they exist.
+        with suppress(SQLAlchemyError):
+            return load_catalog(name, **properties, type="sql")
+    return load_catalog(name, **properties, type="sql")
 
 
 def _sql_uri(uri: str) -> str:

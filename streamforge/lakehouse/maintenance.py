@@ -1,0 +1,127 @@
+"""Bounded snapshots: summaries go to the table `commits`, then the oldest snapshots expire.
+
+A commit costs about 1 ms of CPU for each snapshot that the table retains, so the writer expires them as it
+goes. Tagged snapshots and heads of branches are never expired. Nothing is deleted here: files that no
+snapshot needs any more are orphans, removed by age.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import pyarrow as pa
+from pyiceberg.table import Table
+from pyiceberg.table.refs import MAIN_BRANCH
+from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, RemoveSnapshotsUpdate
+
+from streamforge.contract_model import Contract
+from streamforge.errors import CommitConflictError, CommitUnknownError
+from streamforge.lakehouse import commit
+
+_LEDGER_KIND = "commits"
+_COPIED_KEY = "streamforge.copied."
+_COPY_ATTEMPTS = 5
+
+
+class Maintenance:
+    """Keeps tables at a bounded number of snapshots.
+
+    Args:
+        ledger: the table `commits`.
+        contract: its contract.
+        retained: snapshots that stay, beside tagged ones and heads of branches.
+    """
+
+    def __init__(self, ledger: Table, contract: Contract, *, retained: int) -> None:
+        self._ledger = ledger
+        self._contract = contract
+        self._retained = retained
+
+    def expire(self, table: Table) -> Table:
+        """Expire the oldest snapshots of `table` beyond the bound, their summaries copied first.
+
+        Expiry that meets another commit is given up until the next time: nothing depends on it.
+
+        Returns:
+            The table with the metadata after it.
+
+        Raises:
+            CommitError: the summaries could not be copied; nothing was expired.
+        """
+        by_age = sorted(table.metadata.snapshots, key=lambda item: item.sequence_number or 0)
+        old = by_age[: -self._retained]
+        named = {ref.snapshot_id for ref in table.metadata.refs.values()}
+        expirable = [item.snapshot_id for item in old if item.snapshot_id not in named]
+        if not expirable:
+            return table
+        self._copy(table, old)
+        main = table.metadata.snapshot_by_name(MAIN_BRANCH)
+        try:
+            return commit.send_once(
+                table,
+                (RemoveSnapshotsUpdate(snapshot_ids=expirable),),
+                (
+                    AssertTableUUID(uuid=table.metadata.table_uuid),
+                    AssertRefSnapshotId(ref=MAIN_BRANCH, snapshot_id=main.snapshot_id if main else None),
+                ),
+            )
+        except (CommitConflictError, CommitUnknownError):
+            return commit.refresh(table)
+
+    def _copy(self, table: Table, snapshots: Sequence[Snapshot]) -> None:
+        """Append the summaries that the ledger does not have yet, each once.
+
+        The ledger's property for the table, set in the same commit, says up to which sequence number it has
+        them; it is compared in every attempt, so that two maintainers do not copy one snapshot twice. Tagged
+        snapshots are copied too, because the number passes them.
+        """
+        key = f"{_COPIED_KEY}{table.metadata.table_uuid}"
+        newest = max(item.sequence_number or 0 for item in snapshots)
+        for _ in range(_COPY_ATTEMPTS):
+            self._ledger = commit.refresh(self._ledger)
+            copied = int(self._ledger.metadata.properties.get(key, 0))
+            missing = [item for item in snapshots if (item.sequence_number or 0) > copied]
+            if not missing:
+                return
+
+            def decide(view: commit.TableView, copied: int = copied) -> dict[str, str]:
+                found = int(view.table.metadata.properties.get(key, 0))
+                if found != copied:
+                    msg = f"summaries were copied up to sequence number {found} meanwhile, expected {copied}"
+                    raise commit.PositionsMovedError(msg)
+                return {key: str(newest)}
+
+            files = commit.write_data_files(self._ledger, self._rows(table, missing))
+            summary = {commit.KIND_KEY: _LEDGER_KIND, commit.COMMIT_ID_KEY: uuid.uuid4().hex}
+            with suppress(commit.PositionsMovedError):
+                self._ledger = commit.commit_snapshot(self._ledger, decide=decide, added=files, summary=summary).table
+                return
+        msg = f"table {commit.table_name(self._ledger)}: other maintainers were always faster"
+        raise CommitConflictError(msg)
+
+    def _rows(self, table: Table, snapshots: Sequence[Snapshot]) -> pa.Table:
+        rows = []
+        for item in snapshots:
+            summary = dict(item.summary.additional_properties) if item.summary else {}
+            rows.append(
+                {
+                    "table_name": commit.table_name(table),
+                    "snapshot_id": item.snapshot_id,
+                    "commit_id": summary.get(commit.COMMIT_ID_KEY, ""),
+                    "operation": str(item.summary.operation.value) if item.summary else "",
+                    "ts_committed": _committed_at(item.timestamp_ms),
+                    "added_rows": int(summary.get("added-records", 0)),
+                    "source_ranges": summary.get(commit.RANGES_KEY, "{}"),
+                    "summary": json.dumps(summary, sort_keys=True),
+                }
+            )
+        return pa.Table.from_pylist(rows, schema=self._contract.arrow_schema)
+
+
+def _committed_at(timestamp_ms: int) -> datetime:
+    return datetime.fromtimestamp(timestamp_ms / 1e3, UTC)

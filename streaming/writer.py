@@ -1,0 +1,384 @@
+"""The only writer of live tables: every topic that has a table lands in it, exactly once.
+
+One fetch after another is decoded and buffered for its table; every commit interval, or when the buffer is
+full, each table gets one snapshot with rows and positions together (`streamforge.lakehouse.commit`). In order:
+
+1. dead letters are flushed to the broker: their offsets may pass only when they are safe;
+2. for each table: data files, manifests, one compare-and-set;
+3. the group's offsets, as a hint for lag tools; positions are read from the tables, never from the group.
+
+Topic-partitions are claimed in the table when Kafka assigns them, and reading starts where the table says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+from confluent_kafka import TopicPartition as KafkaTopicPartition
+from pydantic import Field
+
+from streamforge import faults
+from streamforge.contracts import Contract, Contracts
+from streamforge.dead_letters import encode_dead_letter, make_dead_letter
+from streamforge.errors import (
+    CommitError,
+    ConfigurationError,
+    PermanentSourceError,
+    RetentionGapError,
+    RetryableSourceError,
+)
+from streamforge.kafka import admin_client, describe_topics, producer_config
+from streamforge.lakehouse.catalog import ensure_table, open_catalog, probe_compare_and_set
+from streamforge.lakehouse.commit import PositionsMovedError, view_of
+from streamforge.lakehouse.freshness import EVENT_COLUMN, RECEIVE_COLUMN, LatencyHistogram
+from streamforge.lakehouse.maintenance import Maintenance
+from streamforge.lakehouse.protocol import SourceIdentity
+from streamforge.lakehouse.rows import Refused
+from streamforge.lakehouse.table_writer import Landed, TableWriter
+from streamforge.log_reader import log_starts
+from streamforge.metrics import ProcessMetrics
+from streamforge.offsets import TopicPartition
+from streamforge.settings import Settings
+from streamforge.supervision import ProcessIdentity, topic_of
+from streaming.kafka_errors import kafka_error
+from streaming.runner import Fetched
+
+KIND = "writer"
+WRITER_STEPS = (
+    "writer.before_claim",
+    "writer.claim_staged",
+    "writer.claim_sent",
+    "writer.after_claim",
+    "writer.before_dead_letters",
+    "writer.after_dead_letters",
+    "writer.data_written",
+    "writer.commit_staged",
+    "writer.commit_sent",
+    "writer.after_commit",
+    "writer.after_group_offsets",
+)
+"""Kill points in the order in which one commit passes them; tests kill the process at each."""
+
+_FLUSH_TIMEOUT_S = 30.0
+
+_log = structlog.get_logger(__name__)
+
+
+class WriterSettings(Settings):
+    """Settings of the writer."""
+
+    writer_contracts: tuple[str, ...] = Field(
+        (), description="Ids of the contracts to land. Empty: every contract that has a topic and a table."
+    )
+    writer_commit_interval_s: float = Field(2.0, gt=0, description="Seconds between commits of a table.")
+    writer_idle_interval_s: float = Field(
+        30.0, gt=0, le=60, description="Seconds after which a position that moved without rows is committed."
+    )
+    writer_max_rows: int = Field(500_000, gt=0, description="Buffered rows at which a commit is made at once.")
+    writer_max_buffer_bytes: int = Field(
+        256 * 1024 * 1024, gt=0, description="Buffered bytes at which a commit is made at once."
+    )
+    writer_commit_deadline_s: float = Field(60.0, gt=0, description="Seconds after which a commit is given up.")
+    writer_retained_snapshots: int = Field(
+        100, ge=2, description="Table snapshots that are kept; tagged ones are kept beside them."
+    )
+    writer_maintenance_commits: int = Field(50, gt=0, description="Commits of a table between two maintenance runs.")
+    writer_accept_retention_gap: bool = Field(
+        False, description="Go on at the log start where Kafka has removed what the table still needed."
+    )
+
+
+class WriterWorker:
+    """Lands topics in their tables; see `streaming.runner.Worker`.
+
+    Args:
+        settings: which cluster, catalog and limits.
+        contracts: topics, tables and dead letters.
+        slot: replica name, stable over restarts; part of the owner string.
+        metrics: where it counts what became durable.
+        monotonic_s: clock for intervals, seconds.
+        now_ns: wall clock, nanoseconds since 1970 UTC.
+
+    Raises:
+        ConfigurationError: a setting names a contract that does not exist or has no table.
+    """
+
+    kind = KIND
+
+    def __init__(
+        self,
+        settings: WriterSettings,
+        contracts: Contracts,
+        *,
+        slot: str,
+        metrics: ProcessMetrics,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._settings = settings
+        self._contracts = contracts
+        self._metrics = metrics
+        self._monotonic_s = monotonic_s
+        self._now_ns = now_ns
+        identity = ProcessIdentity.of_this_process(KIND, slot, now_ns=now_ns())
+        self.owner = f"{settings.topic_prefix}{KIND}.{slot}@{identity.host}:{identity.pid}:{identity.started_ns}"
+        self._by_topic: dict[str, Contract] = {topic_of(contracts, item.id).name: item for item in self._landed()}
+        self.topics: Sequence[str] = tuple(self._by_topic)
+        self.freshness = {EVENT_COLUMN: LatencyHistogram(), RECEIVE_COLUMN: LatencyHistogram()}
+        self._writers: dict[str, TableWriter] = {}
+        self._identities: dict[str, SourceIdentity] = {}
+        self._maintenance: Maintenance | None = None
+        self._commits: dict[str, int] = {}
+        self._consumer: Consumer | None = None
+        self._since_s: float | None = None
+        self._undelivered: KafkaError | None = None
+        self._letters = 0
+        limits: dict[str, Any] = {"message.max.bytes": self._max_letter_bytes()}
+        self._producer = Producer(producer_config(settings, **limits))
+        self._log = _log.bind(owner=self.owner)
+
+    # The worker's seam
+
+    def open(self, consumer: Consumer) -> None:
+        """Refuse a catalog that does not compare and set, then open or create the tables."""
+        self._consumer = consumer
+        proof = probe_compare_and_set(self._settings)
+        catalog = open_catalog(self._settings)
+        for topic, contract in self._by_topic.items():
+            table = ensure_table(catalog, self._settings, contract)
+            view_of(table)  # refuses another protocol version before anything is claimed
+            self._writers[topic] = TableWriter(
+                contract, table, owner=self.owner, deadline_s=self._settings.writer_commit_deadline_s
+            )
+        ledger = ensure_table(catalog, self._settings, self._contracts["commits"])
+        self._maintenance = Maintenance(
+            ledger, self._contracts["commits"], retained=self._settings.writer_retained_snapshots
+        )
+        self._log.info("tables open", proof=proof, tables=[item.contract.id for item in self._writers.values()])
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Claim `partitions` in their tables and return the tables' `next_offset`s."""
+        faults.step("writer.before_claim")
+        starts = log_starts(self._settings, partitions)
+        topics = {item.topic for item in partitions}
+        found = describe_topics(admin_client(self._settings), topics)
+        offsets: dict[TopicPartition, int] = {}
+        for topic in sorted(topics):
+            if topic not in found:
+                msg = f"topic {topic} does not exist. Create it with `streamforge contracts apply`"
+                raise PermanentSourceError(msg)
+            self._identities[topic] = SourceIdentity(topic, found[topic].topic_id, found[topic].cluster_id)
+            first = {item.partition: starts[item] for item in partitions if item.topic == topic}
+            claimed = self._writers[topic].claim(self._identities[topic], first)
+            for partition, next_offset in claimed.items():
+                item = TopicPartition(topic, partition)
+                offsets[item] = self._within_log(item, next_offset, first[partition])
+        faults.step("writer.after_claim")
+        return offsets
+
+    def revoked(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:
+        """Commit what was taken in, unless the partitions are already gone, and forget them."""
+        if not lost:
+            self.commit()
+        for topic, writer in self._writers.items():
+            writer.release(item.partition for item in partitions if item.topic == topic)
+
+    def process(self, fetched: Fetched) -> None:
+        """Decode and buffer; a record that cannot be decoded goes to the dead letters."""
+        messages: dict[str, list[Message]] = {}
+        for message in fetched.messages:
+            messages.setdefault(message.topic() or "", []).append(message)
+        positions: dict[str, dict[int, int]] = {}
+        for item, position in fetched.positions.items():
+            positions.setdefault(item.topic, {})[item.partition] = position
+        for topic, moved in positions.items():
+            for refused in self._writers[topic].take(messages.get(topic, ()), moved):
+                self._refuse(topic, refused)
+        if self._since_s is None:
+            self._since_s = self._monotonic_s()
+        self._producer.poll(0)
+
+    def commit_due(self, now_s: float) -> bool:
+        """Return whether the buffer is old enough or full."""
+        if self._since_s is None:
+            return False
+        settings = self._settings
+        rows = sum(writer.rows for writer in self._writers.values())
+        size_bytes = sum(writer.bytes for writer in self._writers.values())
+        if rows >= settings.writer_max_rows or size_bytes >= settings.writer_max_buffer_bytes:
+            return True
+        with_rows = rows or self._letters
+        interval_s = settings.writer_commit_interval_s if with_rows else settings.writer_idle_interval_s
+        return now_s - self._since_s >= interval_s
+
+    def commit(self) -> None:
+        """Commit every table that moved; where a table is elsewhere, forget its batch and seek."""
+        if not any(writer.moved for writer in self._writers.values()):
+            return
+        faults.step("writer.before_dead_letters")
+        self._flush_dead_letters()
+        faults.step("writer.after_dead_letters")
+        hints: list[KafkaTopicPartition] = []
+        for topic, writer in self._writers.items():
+            try:
+                landed = writer.commit()
+            except PositionsMovedError as error:
+                self._go_back(topic, writer, error)
+                continue
+            if landed is not None:
+                faults.step("writer.after_commit")
+                self._count(topic, landed)
+                hints += [KafkaTopicPartition(topic, item, offset) for item, offset in landed.positions.items()]
+                self._maintain(topic, writer)
+        self._since_s = None
+        self._hint(hints)
+        faults.step("writer.after_group_offsets")
+
+    def positions(self) -> Mapping[TopicPartition, int]:
+        """Return the tables' `next_offset` of each topic-partition held."""
+        return {
+            TopicPartition(topic, partition): offset
+            for topic, writer in self._writers.items()
+            for partition, offset in writer.positions.items()
+        }
+
+    def close(self) -> None:
+        """Let go of the dead letters' producer; nothing is committed."""
+        self._producer.flush(_FLUSH_TIMEOUT_S)
+
+    # Positions
+
+    def _within_log(self, item: TopicPartition, next_offset: int, log_start: int) -> int:
+        """Return where to start; refuse a `next_offset` that Kafka no longer has."""
+        if next_offset >= log_start:
+            return next_offset
+        topic = topic_of(self._contracts, self._by_topic[item.topic].id)
+        known = (
+            "commit markers and aborted records among them, so how many records they held can no longer be known"
+            if topic.transactional
+            else f"so {log_start - next_offset} records were removed before they were landed"
+        )
+        msg = (
+            f"{item}: the table's next_offset is {next_offset}, Kafka's log starts at {log_start}: offsets "
+            f"[{next_offset},{log_start}) were removed by retention, {known}"
+        )
+        if not self._settings.writer_accept_retention_gap:
+            msg += (
+                ". Rebuild the span from its raw table if it has one; to go on at the log start, set "
+                "STREAMFORGE_WRITER_ACCEPT_RETENTION_GAP=true"
+            )
+            raise RetentionGapError(msg)
+        self._log.warning("retention gap accepted", detail=msg)
+        self._writers[item.topic].skip_to(item.partition, log_start)
+        return log_start
+
+    def _go_back(self, topic: str, writer: TableWriter, error: PositionsMovedError) -> None:
+        self._metrics.conflict()
+        self._log.warning("batch forgotten", detail=str(error))
+        for partition, offset in writer.forget().items():
+            try:
+                self._opened().seek(KafkaTopicPartition(topic, partition, offset))
+            except KafkaException as cause:
+                # Not fetched any more: the rebalance that took it away is told by the next poll.
+                self._log.warning("not sought", item=f"{topic}-{partition}", detail=cause.args[0].str())
+
+    def _hint(self, offsets: list[KafkaTopicPartition]) -> None:
+        """Commit the group's offsets for lag tools; nothing of ours reads them, so nothing depends on it."""
+        if offsets:
+            try:
+                self._opened().commit(offsets=offsets, asynchronous=True)
+            except KafkaException as error:
+                self._log.warning("group offsets not committed", detail=error.args[0].str())
+
+    # Dead letters
+
+    def _refuse(self, topic: str, refused: Refused) -> None:
+        contract, message = self._by_topic[topic], refused.message
+        self._letters += 1
+        self._metrics.dead_letter(refused.reason)
+        value = message.value()
+        letter = make_dead_letter(
+            topic=topic,
+            topic_id=self._identities[topic].topic_id,
+            partition=message.partition() or 0,
+            offset=message.offset() or 0,
+            index=0,
+            reason=refused.reason,
+            detail=refused.detail,
+            processor=KIND,
+            ts_ns=self._now_ns(),
+            key=message.key(),
+            payload=value or b"",
+            headers=message.headers(),
+        )
+        target = topic_of(self._contracts, f"{contract.id}.dlq")
+        key, data = encode_dead_letter(letter, max_bytes=target.max_message_bytes)
+        try:
+            self._producer.produce(target.name, data, key, on_delivery=self._delivered)
+        except BufferError:
+            self._flush_dead_letters()
+            self._producer.produce(target.name, data, key, on_delivery=self._delivered)
+
+    def _delivered(self, error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            self._undelivered = error
+
+    def _flush_dead_letters(self) -> None:
+        """Wait until the broker has every dead letter: only then may their offsets pass."""
+        if not self._letters:
+            return
+        left = self._producer.flush(_FLUSH_TIMEOUT_S)
+        if self._undelivered is not None:
+            raise kafka_error("a dead letter was not delivered; no offset has passed it", self._undelivered)
+        if left:
+            msg = f"{left} dead letters did not reach the broker within {_FLUSH_TIMEOUT_S} s. Is it up?"
+            raise RetryableSourceError(msg)
+        self._letters = 0
+
+    # Small things
+
+    def _count(self, topic: str, landed: Landed) -> None:
+        contract = self._by_topic[topic]
+        self._metrics.written(contract.id, landed.rows.num_rows)
+        for _ in range(landed.committed.attempts - 1):
+            self._metrics.conflict()
+        now_ns = self._now_ns()
+        for column, histogram in self.freshness.items():
+            if landed.rows.num_rows and column in landed.rows.column_names:
+                histogram.add(landed.rows[column], now_ns)
+        age_s = self.freshness[RECEIVE_COLUMN].quantile_s(0.99)
+        if age_s is not None:
+            self._metrics.freshness(age_s)
+
+    def _maintain(self, topic: str, writer: TableWriter) -> None:
+        self._commits[topic] = self._commits.get(topic, 0) + 1
+        if self._maintenance is not None and self._commits[topic] % self._settings.writer_maintenance_commits == 0:
+            try:
+                writer.table = self._maintenance.expire(writer.table)
+            except CommitError as error:
+                # More snapshots cost a little time with each commit; the next run has another try.
+                self._log.warning("snapshots not expired", detail=str(error))
+
+    def _landed(self) -> list[Contract]:
+        wanted = self._settings.writer_contracts or tuple(
+            item.id for item in self._contracts.with_table if item.topic is not None
+        )
+        found = [self._contracts[name] for name in wanted]
+        for item in found:
+            if item.table is None or item.topic is None:
+                msg = f"STREAMFORGE_WRITER_CONTRACTS names {item.id}, which has no topic and table"
+                raise ConfigurationError(msg)
+        return found
+
+    def _max_letter_bytes(self) -> int:
+        return max(topic_of(self._contracts, f"{item.id}.dlq").max_message_bytes for item in self._by_topic.values())
+
+    def _opened(self) -> Consumer:
+        if self._consumer is None:
+            msg = "open(consumer) has to come before the first assignment"
+            raise ConfigurationError(msg)
+        return self._consumer

@@ -1,0 +1,218 @@
+"""What the tests of the writer share: records, a writer in a thread or process, and identities to compare."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from confluent_kafka import Producer
+
+from streamforge.contracts import Contracts
+from streamforge.kafka import producer_config
+from streamforge.lakehouse.catalog import load_table, open_catalog
+from streamforge.log_reader import log_starts, read_range, stable_ends
+from streamforge.market.records import Trade
+from streamforge.metrics import ProcessMetrics
+from streamforge.offsets import TopicPartition
+from streamforge.settings import Settings
+from streamforge.supervision import topic_of
+from streaming.runner import RunnerOptions, run_worker
+from streaming.writer import WriterSettings, WriterWorker
+from tests.waiting import wait_until
+
+TRADE_TOPICS = ("trades", "trades.dlq", "queue-events", "queue-control")
+PARTITIONS = 2
+RAW_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
+Identity = tuple[int, int]
+
+
+def writer_settings(platform: Settings, **overrides: Any) -> WriterSettings:
+    """Return settings of a writer of `trades` on the platform, with short intervals."""
+    values: dict[str, Any] = {
+        "writer_contracts": ("trades",),
+        "writer_commit_interval_s": 0.1,
+        "writer_idle_interval_s": 0.2,
+        "writer_maintenance_commits": 1_000_000,
+        **{name: getattr(platform, name) for name in ("home", "topic_prefix", "bootstrap_servers", "contracts_dir")},
+    }
+    return WriterSettings(_env_file=None, **(values | overrides))
+
+
+def trade_value(number: int, **overrides: Any) -> bytes:
+    """Return the wire form of one trade; `overrides` may break it."""
+    trade = Trade(
+        instrument="BTC-USDT.SIM",
+        venue="SIM",
+        symbol="BTCUSDT",
+        trade_id=str(number),
+        price=f"{60_000 + number % 100}.25",
+        size="0.5",
+        aggressor_side="BUY",  # type: ignore[arg-type]
+        ts_event_ns=1_700_000_000_000_000_000 + number,
+        ts_receive_ns=1_700_000_000_001_000_000 + number,
+        raw_topic_id=RAW_TOPIC_ID,
+        raw_partition=0,
+        raw_offset=number,
+        raw_index=0,
+        parser_version="1",
+    )
+    return msgspec.json.encode(msgspec.to_builtins(trade) | overrides)
+
+
+def trades(count: int, start: int = 0) -> list[bytes]:
+    """Return `count` trades."""
+    return [trade_value(start + index) for index in range(count)]
+
+
+def produce(
+    settings: Settings, topic: str, values: Sequence[bytes | None], *, partitions: int = PARTITIONS, abort: bool = False
+) -> None:
+    """Write one transaction over the topic's partitions, as the parser does; `abort` leaves holes only."""
+    producer = Producer(producer_config(settings, transactional_id=f"{settings.topic_prefix}test-{os.getpid()}"))
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for index, value in enumerate(values):
+        producer.produce(topic, value, b"BTC-USDT.SIM", index % partitions)
+    if abort:
+        producer.flush(30)
+        producer.abort_transaction(30)
+    else:
+        producer.commit_transaction(30)
+
+
+def topic_identities(settings: Settings, topic: str, partitions: int = PARTITIONS) -> Counter[Identity]:
+    """Return (partition, offset) of every committed record."""
+    items = [TopicPartition(topic, number) for number in range(partitions)]
+    starts, ends = log_starts(settings, items), stable_ends(settings, items)
+    return Counter(
+        (message.partition() or 0, message.offset() or 0)
+        for messages in read_range(settings, starts, ends)
+        for message in messages
+    )
+
+
+def table_identities(settings: Settings, contracts: Contracts, contract_id: str = "trades") -> Counter[Identity]:
+    """Return (source_partition, source_offset) of every row."""
+    table = load_table(open_catalog(settings), settings, contracts[contract_id])
+    rows = table.scan(selected_fields=("source_partition", "source_offset")).to_arrow()
+    return Counter(zip(rows["source_partition"].to_pylist(), rows["source_offset"].to_pylist(), strict=True))
+
+
+def next_offsets(settings: Settings, contracts: Contracts, contract_id: str = "trades") -> dict[int, int]:
+    """Return the table's `next_offset`s of its current source epoch."""
+    from streamforge.lakehouse.commit import view_of  # noqa: PLC0415
+
+    table = load_table(open_catalog(settings), settings, contracts[contract_id])
+    state = view_of(table).state
+    epoch = state.epoch_of(topic_of(contracts, contract_id).name)
+    return state.next_offsets(epoch or 0)
+
+
+class WriterThread:
+    """A writer that runs in a thread; `exit_code` is there after `stop`."""
+
+    def __init__(self, settings: WriterSettings, contracts: Contracts, *, slot: str = "0") -> None:
+        self.exit_code: int | None = None
+        self.metrics = ProcessMetrics("writer", slot)
+        self.worker = WriterWorker(settings, contracts, slot=slot, metrics=self.metrics)
+        self._stop = threading.Event()
+        self._arguments = (settings, contracts, slot)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> WriterThread:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def stop(self, timeout_s: float = 30) -> int | None:
+        """Stop, wait and return the exit code."""
+        self._stop.set()
+        return self.join(timeout_s)
+
+    def join(self, timeout_s: float = 30) -> int | None:
+        """Wait for the end and return the exit code."""
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive(), "the writer does not stop"
+        return self.exit_code
+
+    def _run(self) -> None:
+        settings, contracts, slot = self._arguments
+        self.exit_code = run_worker(
+            self.worker,
+            settings,
+            contracts,
+            slot=slot,
+            metrics=self.metrics,
+            options=RunnerOptions(poll_s=0.02),
+            stop=self._stop,
+        )
+
+
+@contextmanager
+def running_writer(settings: WriterSettings, contracts: Contracts, *, slot: str = "0") -> Iterator[WriterThread]:
+    """Run a writer in a thread and stop it at the end."""
+    writer = WriterThread(settings, contracts, slot=slot).start()
+    try:
+        yield writer
+    finally:
+        writer.stop()
+
+
+def wait_for_landed(
+    settings: Settings,
+    contracts: Contracts,
+    topic: str,
+    contract_id: str = "trades",
+    *,
+    writer: WriterThread | None = None,
+) -> None:
+    """Wait until the table's positions have reached the topic's stable end; fail at once if `writer` ends."""
+    ends = stable_ends(settings, [TopicPartition(topic, number) for number in range(PARTITIONS)])
+    wanted = {item.partition: end for item, end in ends.items()}
+
+    def landed() -> bool:
+        assert writer is None or writer.exit_code is None, f"the writer ended with exit code {writer.exit_code}"
+        return _landed_positions(settings, contracts, contract_id) == wanted
+
+    wait_until(landed, what=f"table {contract_id} at {wanted}")
+
+
+def _landed_positions(settings: Settings, contracts: Contracts, contract_id: str) -> dict[int, int]:
+    from streamforge.errors import ConfigurationError  # noqa: PLC0415
+
+    try:
+        return next_offsets(settings, contracts, contract_id)
+    except ConfigurationError:
+        return {}  # the table is not there yet
+
+
+def start_writer_process(
+    settings: WriterSettings, *, kill_at: str | None = None, slot: str = "0", log: Path
+) -> subprocess.Popen[bytes]:
+    """Start `streamforge run writer` as a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFORGE_")}
+    for name in ("home", "topic_prefix", "bootstrap_servers", "contracts_dir", *_writer_fields()):
+        value = getattr(settings, name)
+        text = msgspec.json.encode(value).decode() if isinstance(value, tuple) else str(value)
+        environment[f"STREAMFORGE_{name.upper()}"] = text
+    if kill_at is not None:
+        environment["STREAMFORGE_KILL_AT"] = kill_at
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cli", "run", "writer", "--slot", slot],
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def _writer_fields() -> Iterable[str]:
+    return (name for name in WriterSettings.model_fields if name.startswith("writer_"))
