@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from cli import broker, contracts, simulate, topics
+from cli.lazy import LazyCommand
 from streamforge import __version__
+
+COMMANDS = (
+    LazyCommand("up", "cli.platform:up", "Start the whole platform and keep it running until Ctrl-C."),
+    LazyCommand("down", "cli.platform:down", "Stop whatever of the platform was left running."),
+    LazyCommand("status", "cli.platform:status", "Show every process of the platform: state, restarts, lag."),
+    LazyCommand("doctor", "cli.doctor:doctor", "Check this machine, broker, topics and catalog, and say what to do."),
+    LazyCommand("broker", "cli.broker:app", "Start, stop and look at the embedded Kafka broker."),
+    LazyCommand("topics", "cli.topics:app", "List, describe and create the topics that the contracts ask for."),
+    LazyCommand("contracts", "cli.contracts:app", "Lint, compare, show and apply data contracts."),
+    LazyCommand("simulate", "cli.simulate:simulate", "Serve a simulated market over Binance's spot protocol."),
+    LazyCommand("load", "cli.load:load", "Capture what a venue sends into the raw topics, byte for byte."),
+    LazyCommand("run", "cli.run:run", "Run one consumer: parser, bars or writer."),
+)
+
+
+class _Root(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {str(command.name): command for command in COMMANDS}
+
 
 app = typer.Typer(
     name="streamforge",
-    help="A streaming lakehouse for crypto markets: Kafka to Iceberg exactly once.",
+    cls=_Root,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.add_typer(broker.app, name="broker")
-app.add_typer(topics.app, name="topics")
-app.command()(simulate.simulate)
 
 
 def _print_version(*, value: bool) -> None:
@@ -36,13 +54,9 @@ def root(
 ) -> None:
     """A streaming lakehouse for crypto markets: Kafka to Iceberg exactly once.
 
-    Start with `streamforge demo`, or `streamforge up` and, in another terminal, `streamforge status`.
-    Settings are STREAMFORGE_ variables or a .env file. Exit codes: 0 done, 1 failed, 2 wrong usage or
-    settings, 3 fenced by another owner.
+    Start with `streamforge up` and, in another terminal, `streamforge status`. Settings are STREAMFORGE_
+    variables or a .env file. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 fenced by another owner.
     """
-
-
-app.add_typer(contracts.app, name="contracts")
 
 
 def main() -> None:

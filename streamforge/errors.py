@@ -17,6 +17,7 @@
     │   ├── RetryableSourceError      worth a retry after `retry_after_s`
     │   ├── PermanentSourceError      a retry cannot help
     │   └── RetentionGapError         offsets below the log start were asked for
+    ├── ProcessError                  a process of the platform did not start, or ended
     └── DataQualityError              a check's result, not a crash
 
 A message says what, where (topic-partition, offset, table snapshot), expected and found, and what to do.
@@ -116,6 +117,10 @@ class PermanentSourceError(SourceError):
 
 class RetentionGapError(SourceError):
     """Offsets below the start of the log were asked for; what they held is no longer in Kafka."""
+
+
+class ProcessError(StreamForgeError):
+    """A process of the platform did not start, or ended when it should run."""
 
 
 class DataQualityError(StreamForgeError):

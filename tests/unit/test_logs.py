@@ -93,8 +93,9 @@ def test_secret_is_never_logged(fields: dict[str, Any], capsys: pytest.CaptureFi
 
 def test_secret_in_traceback_of_a_library_is_masked(capsys: pytest.CaptureFixture[str]) -> None:
     configure(_settings())
+    url = "http://me:hunter2@host"
     try:
-        int("http://me:hunter2@host")
+        int(url)
     except ValueError:
         logging.getLogger("library").exception("failed")
         structlog.get_logger("ours").exception("failed")
