@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -207,5 +208,6 @@ def _line(node: yaml.Node, place: Sequence[str | int]) -> int:
 
 @cache
 def _validator() -> Draft201909Validator:
-    schema: str = OpenDataContractStandard.json_schema()  # type: ignore[no-untyped-call]
+    # The package's own reader of this file uses a deprecated call.
+    schema = files("open_data_contract_standard").joinpath("schema.json").read_text(encoding="utf-8")
     return Draft201909Validator(json.loads(schema))
