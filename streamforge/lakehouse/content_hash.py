@@ -48,6 +48,12 @@ class ContentHash:
         low, high = ((a + b) % 2**64 for a, b in zip(self.lanes, other.lanes, strict=True))
         return ContentHash(self.rows + other.rows, (low, high))
 
+    @classmethod
+    def of_rows(cls, hashes: Words) -> ContentHash:
+        """Return the hash of rows that have `hashes`, as from `row_hashes`."""
+        low, high = hashes.sum(axis=1, dtype=np.uint64)
+        return cls(hashes.shape[1], (int(low), int(high)))
+
     def __str__(self) -> str:
         return f"{self.lanes[0]:016x}{self.lanes[1]:016x}-{self.rows}"
 
@@ -68,8 +74,7 @@ def content_hash(data: pa.Table, schema: pa.Schema) -> ContentHash:
     Raises:
         SchemaMismatchError: a column cannot be read as the type that `schema` says.
     """
-    low, high = row_hashes(data, schema).sum(axis=1, dtype=np.uint64)
-    return ContentHash(data.num_rows, (int(low), int(high)))
+    return ContentHash.of_rows(row_hashes(data, schema))
 
 
 def row_hashes(data: pa.Table, schema: pa.Schema) -> Words:

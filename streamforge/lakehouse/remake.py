@@ -1,0 +1,199 @@
+"""How a table's rows are made again from source records: one pure step for each table.
+
+`trades` are parsed by the function of the live parser and decoded by the function of the live writer, so a
+re-made row is what the live path would have made. Every other table is fed from its own topic and decoded
+again; bars are not recomputed from trades.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar, cast
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from confluent_kafka import Message
+
+from streamforge.contract_model import Contract, Contracts
+from streamforge.errors import ConfigurationError, DecodeError
+from streamforge.lakehouse.replay_plan import Lineage
+from streamforge.lakehouse.rows import SOURCE_OFFSET, SOURCE_PARTITION, RowDecoder
+from streamforge.market.dedupe import SeenIds
+from streamforge.market.parsing import Parsed, ParserState, parse_records
+from streamforge.market.records import RawRecord, Trade, raw_record
+
+S = TypeVar("S")
+
+ParseRecords = Callable[[ParserState, Iterable[RawRecord]], Parsed]
+
+
+@dataclass(frozen=True, slots=True)
+class Remade:
+    """What source records of one topic-partition gave.
+
+    Args:
+        rows: without what only a commit knows.
+        dropped: records and events that gave no row, by reason.
+    """
+
+    rows: pa.Table
+    dropped: Mapping[str, int]
+
+
+class Remake(Protocol[S]):
+    """The re-run of one table's step, with the state that it keeps for each source topic-partition."""
+
+    history_columns: Sequence[str]
+    """Columns of the rows before a range that the state at its start is built from; none: there is no state."""
+
+    def initial(self) -> S:
+        """Return the state before the first record."""
+
+    def remember(self, state: S, rows: pa.Table) -> S:
+        """Return the state after rows that are in the table already."""
+
+    def remake(self, state: S, messages: Sequence[Message]) -> tuple[S, Remade]:
+        """Make rows of source records of one topic-partition, in offset order; return the state after them."""
+
+
+MakeRemake = Callable[[Lineage, str], Remake[Any]]
+"""Makes the re-run of a table from its lineage and Kafka's id of the source topic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a table that a processor makes is made again.
+
+    Args:
+        source_id: contract of the topic that the processor reads.
+        group_kind: kind of the processor, the last part of its consumer group.
+        make: makes the re-run.
+    """
+
+    source_id: str
+    group_kind: str
+    make: MakeRemake
+
+
+class Reland:
+    """Decodes the records of a table's own topic again, as the writer does."""
+
+    history_columns: Sequence[str] = ()
+
+    def __init__(self, lineage: Lineage, topic_id: str) -> None:
+        del topic_id
+        self._contract = lineage.contract
+        self._decoder = RowDecoder(lineage.contract)
+
+    def initial(self) -> None:
+        """Return no state."""
+
+    def remember(self, state: None, rows: pa.Table) -> None:
+        """Keep no state."""
+        del state, rows
+
+    def remake(self, state: None, messages: Sequence[Message]) -> tuple[None, Remade]:
+        """Decode the records."""
+        del state
+        decoded = self._decoder.decode(messages)
+        dropped = Counter(item.reason for item in decoded.refused)
+        return None, Remade(_concatenated(self._contract, decoded.rows.values()), dropped)
+
+
+class ReparseTrades:
+    """Parses raw records again; the state is the trade ids seen, so that venue duplicates stay out.
+
+    Args:
+        lineage: of `trades`.
+        topic_id: Kafka's id of the raw topic.
+        parse: the parser; that of the live path unless a test says otherwise.
+    """
+
+    history_columns: Sequence[str] = ("instrument", "trade_id")
+
+    def __init__(self, lineage: Lineage, topic_id: str, parse: ParseRecords = parse_records) -> None:
+        self._contract = lineage.contract
+        self._topic_id = topic_id
+        self._parse = parse
+        self._decoder = RowDecoder(lineage.contract)
+
+    def initial(self) -> ParserState:
+        """Return a state in which no id was seen."""
+        return {}
+
+    def remember(self, state: ParserState, rows: pa.Table) -> ParserState:
+        """Add the ids of rows that are in the table already."""
+        known = dict(state)
+        instruments: list[str] = pc.unique(rows["instrument"]).to_pylist()  # type: ignore[assignment]
+        for instrument in instruments:
+            ids = rows.filter(pc.field("instrument") == instrument)["trade_id"].cast(pa.int64())
+            seen = known[instrument].copy() if instrument in known else SeenIds()
+            for number in np.unique(ids.to_numpy()):
+                seen.add(int(number))
+            known[instrument] = seen
+        return known
+
+    def remake(self, state: ParserState, messages: Sequence[Message]) -> tuple[ParserState, Remade]:
+        """Parse the records and decode the trades from the bytes that the parser would have sent."""
+        dropped: Counter[str] = Counter()
+        records = []
+        for message in messages:
+            try:
+                records.append(raw_record(self._topic_id, message))
+            except DecodeError as error:
+                dropped[error.reason] += 1
+        parsed = self._parse(state, records)
+        dropped.update(refusal.reason for refusal in parsed.refusals)
+        dropped.update({name: count for name, count in parsed.counters.items() if count})
+        decoded = self._decoder.decode(cast("list[Message]", [_Sent(trade) for trade in parsed.trades]))
+        dropped.update(item.reason for item in decoded.refused)
+        rows = _concatenated(self._contract, decoded.rows.values())
+        # Which typed record carried a trade is not known here: what the decoder took is the raw position.
+        return parsed.state, Remade(rows.drop_columns([SOURCE_PARTITION, SOURCE_OFFSET]), dropped)
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType({"trades": Recipe("raw-trades", "parser", ReparseTrades)})
+"""Tables that a processor makes, by contract id; the others are landed again from their own topics."""
+
+
+def lineage_of(contracts: Contracts, table_name: str) -> Lineage:
+    """Return how the rows of a table point at the records that they were made of.
+
+    Raises:
+        ConfigurationError: there is no such table, or no topic feeds it.
+    """
+    contract = contracts.of_table(table_name)
+    recipe = RECIPES.get(contract.id)
+    source = contracts[recipe.source_id] if recipe else contract
+    if source.topic is None or contract.topic is None:
+        msg = f"table {table_name} is not fed from a topic, so there is nothing to replay it from"
+        raise ConfigurationError(msg)
+    return Lineage(contract, source)
+
+
+class _Sent:
+    """A trade as the record that the parser would have sent; its place is that of the raw record."""
+
+    __slots__ = ("_trade",)
+
+    def __init__(self, trade: Trade) -> None:
+        self._trade = trade
+
+    def partition(self) -> int:
+        return self._trade.raw_partition
+
+    def offset(self) -> int:
+        return self._trade.raw_offset
+
+    def value(self) -> bytes:
+        return msgspec.json.encode(self._trade)
+
+
+def _concatenated(contract: Contract, parts: Iterable[pa.Table]) -> pa.Table:
+    tables = list(parts)
+    return pa.concat_tables(tables) if tables else contract.arrow_schema.empty_table()

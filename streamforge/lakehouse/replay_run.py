@@ -1,0 +1,225 @@
+"""The two passes of a replay over its rows: compare them to plan, write them to commit.
+
+Both read what is there file by file and re-run the source list by list; neither commits anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
+
+import pyarrow as pa
+from pyiceberg.expressions import AlwaysTrue, BooleanExpression, Or
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+
+from streamforge.errors import DataQualityError
+from streamforge.lakehouse import commit
+from streamforge.lakehouse.content_hash import ContentHash, row_hashes
+from streamforge.lakehouse.kafka_reader import read_range
+from streamforge.lakehouse.protocol import PREFIX
+from streamforge.lakehouse.remake import Remade
+from streamforge.lakehouse.replay_plan import (
+    SOURCE_COLUMNS,
+    Comparison,
+    Plan,
+    RowIndex,
+    TouchedFile,
+    index_columns,
+)
+from streamforge.lakehouse.replay_target import (
+    Progress,
+    Target,
+    files_with,
+    read_file,
+    storage_errors,
+)
+from streamforge.lakehouse.rows import finish_rows
+from streamforge.offsets import OffsetRange, total_records
+
+REPLAY_EPOCH_KEY = f"{PREFIX}replay-epoch"
+"""Table property that counts the replays that landed; every replay compares and raises it."""
+
+FILE_ROWS = 500_000
+FILE_BYTES = 128 * 1024 * 1024
+READ_TIMEOUT_S = 60.0
+
+
+def make_plan(target: Target, table: Table, ranges: Sequence[OffsetRange], progress: Progress) -> Plan:
+    """Compare the rows of `ranges` in the table's main table snapshot with those that the re-run makes.
+
+    Raises:
+        TopicIdentityError: the source topic is not the one that the table knows.
+        SourceError: the source cannot be read.
+        CommitError: the table cannot be read.
+    """
+    epoch = target.epoch_in(commit.view_of(table).state)
+    touched, kept_rows, index, hash_now = _rows_now(target, table, epoch, ranges)
+    comparison = Comparison(target.lineage, index)
+    for remade in _rerun(target, table, epoch, ranges, partial(progress, "plan")):
+        comparison.add(_finished(target, remade, index, epoch, commit_id=""), remade.dropped)
+    return Plan(
+        table=commit.table_name(table),
+        ranges=tuple(ranges),
+        epoch=epoch,
+        snapshot_id=table.metadata.current_snapshot_id,
+        replay_epoch=replay_epoch(table),
+        touched=touched,
+        kept_rows=kept_rows,
+        counts=comparison.counts(),
+        hash_now=hash_now,
+        hash_after=comparison.hash_after,
+        dropped=dict(comparison.dropped),
+        index=index,
+    )
+
+
+def write_files(target: Target, table: Table, plan: Plan, commit_id: str, progress: Progress) -> list[DataFile]:
+    """Write the re-made rows, and the rows that stay of the files that are replaced; nothing is committed.
+
+    Raises:
+        DataQualityError: the re-run did not make the rows that the plan saw.
+        SourceError: the source cannot be read.
+        CommitError: the table's files cannot be read or written.
+    """
+    files = _Files(target, table)
+    for each in plan.touched:
+        rows = read_file(table, each.task, target.lineage.contract.arrow_schema.names, AlwaysTrue())
+        files.add(rows.filter(pa.array(~target.lineage.within(rows, plan.epoch, plan.ranges))))
+    compared = target.lineage.compared
+    made = ContentHash()
+    for remade in _rerun(target, table, plan.epoch, plan.ranges, partial(progress, "write")):
+        rows = _finished(target, remade, plan.index, plan.epoch, commit_id=commit_id)
+        made += ContentHash.of_rows(row_hashes(rows, compared))
+        files.add(rows)
+    if made != plan.hash_after:
+        msg = (
+            f"the re-run of {plan.table} is not repeatable: the plan saw {plan.hash_after}, now it made {made}. "
+            "Nothing was changed; a parser must be a pure function of its records"
+        )
+        raise DataQualityError(msg)
+    return files.closed()
+
+
+def replay_epoch(table: Table) -> int:
+    """Return how many replays have landed in the table."""
+    return int(table.metadata.properties.get(REPLAY_EPOCH_KEY, 0))
+
+
+class _Files:
+    """Gathers rows and writes them as data files of a bounded size, each in source order."""
+
+    def __init__(self, target: Target, table: Table) -> None:
+        self._table = table
+        self._schema = target.lineage.contract.arrow_schema
+        self._order: Any = [(name, "ascending") for name in target.lineage.columns]
+        self._gathered: list[pa.Table] = []
+        self._rows = self._bytes = 0
+        self._files: list[DataFile] = []
+
+    def add(self, rows: pa.Table) -> None:
+        """Take in rows."""
+        if not rows.num_rows:
+            return
+        self._gathered.append(rows.cast(self._schema))
+        self._rows += rows.num_rows
+        self._bytes += rows.nbytes
+        if self._rows >= FILE_ROWS or self._bytes >= FILE_BYTES:
+            self._write()
+
+    def closed(self) -> list[DataFile]:
+        """Write what is left and return all files."""
+        self._write()
+        return self._files
+
+    def _write(self) -> None:
+        if self._gathered:
+            rows = pa.concat_tables(self._gathered).sort_by(self._order)
+            with storage_errors(self._table, "written"):
+                self._files += commit.write_data_files(self._table, rows)
+        self._gathered, self._rows, self._bytes = [], 0, 0
+
+
+def _rows_now(
+    target: Target, table: Table, epoch: int, ranges: Sequence[OffsetRange]
+) -> tuple[tuple[TouchedFile, ...], int, RowIndex, ContentHash]:
+    """Read the rows of `ranges`: the files that hold them, rows of others in those, their index and hash."""
+    lineage = target.lineage
+    columns = list(dict.fromkeys([*lineage.columns, *SOURCE_COLUMNS, *lineage.compared.names]))
+    touched, parts, hashes = [], [], []
+    kept_rows, hash_now = 0, ContentHash()
+    wanted = index_columns(lineage)
+    schema = pa.schema([lineage.contract.arrow_schema.field(name) for name in wanted])
+    for task in files_with(table, lineage.row_filter(epoch, ranges)):
+        rows = read_file(table, task, columns, AlwaysTrue())
+        found = rows.filter(pa.array(lineage.within(rows, epoch, ranges)))
+        if not found.num_rows:
+            continue
+        touched.append(TouchedFile(task, found.num_rows))
+        kept_rows += rows.num_rows - found.num_rows
+        parts.append(found.select(wanted).cast(schema))
+        hashes.append(row_hashes(found, lineage.compared))
+        hash_now += ContentHash.of_rows(hashes[-1])
+    return tuple(touched), kept_rows, RowIndex(lineage, parts, hashes), hash_now
+
+
+def _rerun(
+    target: Target, table: Table, epoch: int, ranges: Sequence[OffsetRange], progress: Callable[[int, int], None]
+) -> Iterator[Remade]:
+    """Re-run `ranges` in order; each topic-partition starts from the state that its rows before give."""
+    before = _state_before(target, table, epoch, ranges)
+    done, total = 0, total_records(ranges)
+    progress(done, total)
+    for _, group in groupby(ranges, attrgetter("topic_partition")):
+        state, last_end = before, None
+        for each in group:
+            if last_end is not None:
+                between = OffsetRange(each.topic, each.partition, last_end, each.start)
+                state = _remembered(target, table, state, target.lineage.row_filter(epoch, [between]))
+            for messages in read_range(target.settings, each, timeout_s=READ_TIMEOUT_S):
+                state, remade = target.remake.remake(state, messages)
+                yield remade
+                progress(done + (messages[-1].offset() or 0) + 1 - each.start, total)
+            done, last_end = done + len(each), each.end
+            progress(done, total)
+
+
+def _state_before(target: Target, table: Table, epoch: int, ranges: Sequence[OffsetRange]) -> Any:
+    """Return the state at the start of the first range of every topic-partition.
+
+    One state serves all: what it keeps belongs to an instrument, and an instrument to one topic-partition.
+    """
+    state = target.remake.initial()
+    if not target.remake.history_columns:
+        return state
+    lineage = target.lineage
+    firsts = [next(group) for _, group in groupby(ranges, attrgetter("topic_partition"))]
+    earlier = [OffsetRange(each.topic, each.partition, 0, each.start) for each in firsts if each.start]
+    parts: list[BooleanExpression] = [lineage.row_filter(epoch, earlier)] if earlier else []
+    if epoch > 1:
+        parts.append(lineage.before_epoch(epoch))
+    return _remembered(target, table, state, Or(*parts) if len(parts) > 1 else parts[0]) if parts else state
+
+
+def _remembered(target: Target, table: Table, state: Any, row_filter: BooleanExpression) -> Any:
+    columns = target.remake.history_columns
+    if not columns:
+        return state
+    for task in files_with(table, row_filter):
+        state = target.remake.remember(state, read_file(table, task, columns, row_filter))
+    return state
+
+
+def _finished(target: Target, remade: Remade, index: RowIndex, epoch: int, *, commit_id: str) -> pa.Table:
+    """Return re-made rows with every column: the typed position of the row that was there, null without one."""
+    lineage, rows = target.lineage, remade.rows
+    if not lineage.is_direct:
+        positions = index.typed_positions(index.find(lineage, rows))
+        for name in SOURCE_COLUMNS:
+            rows = rows.append_column(name, positions[name])
+    return finish_rows(
+        lineage.contract, rows, commit_id=commit_id, source_epoch=epoch, raw_epochs={target.source.topic_id: epoch}
+    )
