@@ -36,6 +36,7 @@ def test_our_contracts_have_no_finding() -> None:
 EVENT_NS = "derivedFrom, value: ts_event_ns"
 DERIVED = f"          - {{property: from, value: derived}}\n          - {{property: {EVENT_NS}}}\n"
 KEY_TEXT = "        description: Instrument as BASE-QUOTE.VENUE; the record's key.\n"
+SECOND = "  - {name: b, properties: [{name: a, logicalType: string}]}\n"
 MUST_BE = "        mustBe: 0\n"
 BROKEN: list[tuple[str, str, Spoil]] = [
     ("yaml", "$", lambda p: p.write_text("id: [\n")),
@@ -48,7 +49,7 @@ BROKEN: list[tuple[str, str, Spoil]] = [
     ("standard", "$.schema[0].properties[0].required", lambda p: edit(p, "required: true", "required: perhaps")),
     ("standard", "$.schema[0].properties[0]", lambda p: edit(p, "required: true", "needed: true")),
     ("repeated-key", "$.status", lambda p: edit(p, "status: active", "status: active\nstatus: draft")),
-    ("one-schema", "$", lambda p: edit(p, "slaProperties:", "  - {name: b, properties: [{name: a}]}\nslaProperties:")),
+    ("one-schema", "$", lambda p: edit(p, "slaProperties:", SECOND + "slaProperties:")),
     ("id-is-file-name", "$.id", lambda p: edit(p, "id: trades\n", "id: deals\n")),
     ("logical-type", "$.schema[0].properties[7]", lambda p: edit(p, "logicalType: integer", "logicalType: number")),
     ("profile", "$.schema[0].properties[7]", lambda p: edit(p, "physicalType: long", "physicalType: int128")),
