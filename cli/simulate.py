@@ -75,6 +75,7 @@ def simulate(
     """
     import asyncio
 
+    from streamforge import logs
     from streamforge.settings import build_settings
     from streaming.simulator.faults import parse_fault
     from streaming.simulator.process import SimulatorPlan, run_simulator
@@ -93,6 +94,7 @@ def simulate(
             "no recordings folder is set (STREAMFORGE_RECORDINGS_DIR or --recordings-dir): the synthetic market is used"
         )
         source = Source.SYNTHETIC
+    logs.configure(settings)
     plan = SimulatorPlan(
         faults=[parse_fault(text) for text in fault or []],
         fault_seed=seed,

@@ -133,7 +133,9 @@ class OrderBook:
             level.orders.append(order)
             own.orders[order_id] = order
             own.by_age.append(order_id)
-            self._change(own, price, level, lots)
+            level.lots += lots
+            own.touched.add(price)
+            self.update_id += 1
         return fills
 
     def cancel(self, side: Side, order_id: int) -> int:

@@ -105,9 +105,12 @@ def fault_from_arguments(arguments: Mapping[str, str]) -> Fault:
     except ValueError as error:
         msg = f"fault {dict(arguments)}: {error}; {_HELP}"
         raise ConfigurationError(msg) from error
-    if values or (fault.ratio or 0) > 1 or (fault.count or 1) < 1 or (kind is FaultKind.LISTING and not fault.symbol):
-        wrong = f"unknown {', '.join(values)}" if values else "ratio above 1, count below 1 or a listing without symbol"
-        msg = f"fault {dict(arguments)}: {wrong}; {_HELP}"
+    problems = [f"unknown {name}" for name in values]
+    problems += ["ratio above 1"] if (fault.ratio or 0) > 1 else []
+    problems += ["count below 1"] if fault.count is not None and fault.count < 1 else []
+    problems += ["a listing needs a symbol"] if kind is FaultKind.LISTING and not fault.symbol else []
+    if problems:
+        msg = f"fault {dict(arguments)}: {', '.join(problems)}; {_HELP}"
         raise ConfigurationError(msg)
     return fault
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Iterator
+from operator import mul
 from typing import NamedTuple
 
 MINUTE_MS = 60_000
 _FIELDS = 6
+_TIME = 3
+_AGGREGATE = 5
 
 
 class Trade(NamedTuple):
@@ -115,9 +118,9 @@ class TradeHistory:
             from_id = next((trade.aggregate_id - limit + 1 for trade in last), 0)
         start = self.first_trade_id
         if from_id is not None:
-            start = self._first_at(_FIELDS - 1, from_id)
+            start = self._first_at(_AGGREGATE, from_id)
         elif start_ms is not None:
-            start = self._first_at(3, start_ms)
+            start = self._first_at(_TIME, start_ms)
         found: list[AggregateTrade] = []
         for trade in self._slice(start, self.next_trade_id):
             if end_ms is not None and trade.ts_ms > end_ms:
@@ -174,18 +177,18 @@ class TradeHistory:
     def _fold(self) -> None:
         """Take the trades since the last call into the open minute."""
         self.next_trade_id = self.first_trade_id + len(self._flat) // _FIELDS
-        kline = self._open
-        for trade in self._slice(self._folded_trade_id, self.next_trade_id):
-            start_ms = trade.ts_ms - trade.ts_ms % MINUTE_MS
-            single = _single(trade, start_ms)
-            if kline is None:
-                kline = single
-            elif start_ms <= kline.start_ms:
-                kline = kline.merged(single, kline.end_ms)
-            else:
-                self._minutes.append(kline)
-                kline = single
-        self._open = kline
+        start = (self._folded_trade_id - self.first_trade_id) * _FIELDS
+        while start < len(self._flat):
+            minute_ms = self._flat[start + _TIME] - self._flat[start + _TIME] % MINUTE_MS
+            end_id = self._first_at(_TIME, minute_ms + MINUTE_MS)
+            end = (end_id - self.first_trade_id) * _FIELDS
+            kline = _folded(self._flat[start:end], minute_ms)
+            if self._open is not None and self._open.start_ms == minute_ms:
+                kline = self._open.merged(kline, kline.end_ms)
+            elif self._open is not None:
+                self._minutes.append(self._open)
+            self._open = kline
+            start = end
         self._folded_trade_id = self.next_trade_id
 
     def _slice(self, start_id: int, end_id: int) -> Iterator[Trade]:
@@ -206,21 +209,22 @@ class TradeHistory:
         return low
 
 
-def _single(trade: Trade, start_ms: int) -> Kline:
-    amount = trade.price * trade.lots
-    bought = not trade.buyer_is_maker
+def _folded(flat: array[int], start_ms: int) -> Kline:
+    """Return the kline of trades of one minute, column by column: a loop over trades costs ten times as much."""
+    ids, prices, lots, makers = (flat[field::_FIELDS] for field in (0, 1, 2, 4))
+    bought = [0 if buyer_is_maker else size for buyer_is_maker, size in zip(makers, lots, strict=True)]
     return Kline(
         start_ms,
         start_ms + MINUTE_MS,
-        trade.trade_id,
-        trade.trade_id,
-        trade.price,
-        trade.price,
-        trade.price,
-        trade.price,
-        trade.lots,
-        amount,
-        1,
-        trade.lots if bought else 0,
-        amount if bought else 0,
+        ids[0],
+        ids[-1],
+        prices[0],
+        max(prices),
+        min(prices),
+        prices[-1],
+        sum(lots),
+        sum(map(mul, prices, lots)),
+        len(ids),
+        sum(bought),
+        sum(map(mul, prices, bought)),
     )

@@ -1,7 +1,8 @@
 """A synthetic market: order flow around a fair price, matched in real books, told as the venue would.
 
 All randomness comes from the seed, all times from the start time and a grid of 100 ms steps, so the bytes of
-each stream depend on nothing else: not on how often `advance` is called, nor on who listens.
+each stream depend on nothing else: not on how often `advance` is called, nor on who listens. (A bookTicker
+stream that is listened to from some time on may begin with a top that has not just changed.)
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import math
 import zlib
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamforge.errors import ConfigurationError
 from streaming.simulator.book import OrderBook, Side
@@ -37,8 +40,9 @@ _LOTS_PER_TRADE = 400.0
 _MAX_ADVANCE_MS = 1000
 _DAY_MS = 86_400_000
 
-# Orders drawn for a step: (time in the step in ms, kind, offset in ticks, lots, side is buy).
-_Order = tuple[int, bool, float, int, bool]
+_Numbers = NDArray[Any]
+_Order = tuple[int, bool, bool, int, int]
+"""One drawn order: time in the step in ms, whether it takes, whether it buys, price in ticks, lots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,31 +94,37 @@ class _InstrumentMarket:
         self._step_ms = step_ms
         self._fair_ticks = fair.price_ticks
         self._draw_orders(fair.activity, rate_factor)
-        fair_ticks = fair.price_ticks
-        self.book.cancel_through(Side.BUY, math.ceil(fair_ticks))
-        self.book.cancel_through(Side.SELL, math.floor(fair_ticks))
+        self.book.cancel_through(Side.BUY, math.ceil(fair.price_ticks))
+        self.book.cancel_through(Side.SELL, math.floor(fair.price_ticks))
         for side in (Side.BUY, Side.SELL):
             missing = _LEAST_ORDERS_PER_SIDE - self.book.order_count(side)
             if missing > 0:
-                for offset in self._rng.exponential(self._offset_ticks, missing).tolist():
-                    self._make(side, offset, max(1, int(_LOTS_PER_TRADE)))
+                for price in self._prices(self._offsets(missing), side).tolist():
+                    self._order_id += 1
+                    self.book.submit(self._order_id, side, price, int(_LOTS_PER_TRADE))
+
+    def tell_step_begin(self, messages: list[Message], wanted: Container[str]) -> None:
+        """Tell what the makers' move did to the top of the book."""
+        if self._streams["bookTicker"] in wanted:
+            self._tell_top(self._step_ms, messages)
 
     def play(self, end_ms: int, messages: list[Message], wanted: Container[str]) -> None:
         """Match the step's orders up to and including `end_ms`."""
-        orders, position = self._orders, self._next_order
+        book, orders, position = self.book, self._orders, self._next_order
         end_in_step = end_ms - self._step_ms
         trades_wanted = self._streams["trade"] in wanted
         ticker_wanted = self._streams["bookTicker"] in wanted
         while position < len(orders) and orders[position][0] <= end_in_step:
-            ms_in_step, takes, offset, lots, buys = orders[position]
+            ms_in_step, takes, buys, price, lots = orders[position]
             position += 1
             side = Side.BUY if buys else Side.SELL
+            self._order_id += 1
             if takes:
-                self._take(side, offset, lots, self._step_ms + ms_in_step, messages if trades_wanted else None)
+                self._take(side, price, lots, self._step_ms + ms_in_step, messages if trades_wanted else None)
             else:
-                self._make(side, offset, lots)
-                if self.book.order_count(side) > _ORDERS_PER_SIDE:
-                    self.book.cancel_oldest(side)
+                book.submit(self._order_id, side, price, lots)
+                if book.order_count(side) > _ORDERS_PER_SIDE:
+                    book.cancel_oldest(side)
             if ticker_wanted:
                 self._tell_top(self._step_ms + ms_in_step, messages)
         self._next_order = position
@@ -141,10 +151,6 @@ class _InstrumentMarket:
 
     # -- orders ---------------------------------------------------------------------------------------------
 
-    @property
-    def _offset_ticks(self) -> float:
-        return max(2.0, self._fair_ticks * _OFFSET_RATIO)
-
     def _draw_orders(self, activity: float, rate_factor: float) -> None:
         settings = self._settings
         rate = settings.trades_per_s * rate_factor * math.sqrt(activity)
@@ -156,44 +162,46 @@ class _InstrumentMarket:
         count = int(rng.poisson((takers_per_s + makers_per_s) * STEP_MS / 1000))
         times = np.sort(rng.integers(0, STEP_MS, count))
         takes = rng.random(count) < takers_per_s / (takers_per_s + makers_per_s)
-        offsets = rng.exponential(self._offset_ticks, count)
-        lots = np.where(takes, rng.exponential(_LOTS_PER_TRADE / 2, count), rng.exponential(_LOTS_PER_TRADE, count))
         buys = rng.random(count) < 0.5  # noqa: PLR2004 - an even coin
-        self._orders = list(
-            zip(
-                times.tolist(),
-                takes.tolist(),
-                offsets.tolist(),
-                (lots.astype(np.int64) + 1).tolist(),
-                buys.tolist(),
-                strict=True,
-            )
-        )
+        lots = rng.exponential(np.where(takes, _LOTS_PER_TRADE / 2, _LOTS_PER_TRADE)).astype(np.int64) + 1
+        # A taker's worst price lies as far beyond the fair price as a maker's may lie behind it, and further.
+        offsets = self._offsets(count)
+        reaches = np.where(takes, -offsets - self._offset_ticks, offsets)
+        prices = self._prices(reaches, np.where(buys, int(Side.BUY), int(Side.SELL)))
+        columns = (times, takes, buys, prices, lots)
+        self._orders = list(zip(*(column.tolist() for column in columns), strict=True))
         self._next_order = 0
 
-    def _make(self, side: Side, offset: float, lots: int) -> None:
-        """Rest an order behind the fair price; it never crosses, since crossing quotes were cancelled."""
-        self._order_id += 1
-        fair = self._fair_ticks
-        price = max(1, math.ceil(fair - offset) - 1) if side is Side.BUY else math.floor(fair + offset) + 1
-        self.book.submit(self._order_id, side, price, lots)
+    @property
+    def _offset_ticks(self) -> float:
+        return max(2.0, self._fair_ticks * _OFFSET_RATIO)
 
-    def _take(self, side: Side, offset: float, lots: int, ts_ms: int, messages: list[Message] | None) -> None:
-        self._order_id += 1
-        reach = int(self._offset_ticks + offset)
-        limit = int(self._fair_ticks) - side * reach
-        fills = self.book.submit(self._order_id, side, max(1, limit), lots, rests=False)
+    def _offsets(self, count: int) -> _Numbers:
+        return self._rng.exponential(self._offset_ticks, count)
+
+    def _prices(self, offsets: _Numbers, side: int | _Numbers) -> _Numbers:
+        """Return whole prices `offsets` ticks behind the fair price of buyers (-1) or sellers (1).
+
+        They are rounded away from the fair price, so a maker's order never crosses it; and crossing orders
+        from before have been cancelled.
+        """
+        away = np.floor(side * self._fair_ticks + offsets) + 1
+        prices: _Numbers = np.maximum(1, side * away).astype(np.int64)
+        return prices
+
+    def _take(self, side: Side, price: int, lots: int, ts_ms: int, messages: list[Message] | None) -> None:
+        fills = self.book.submit(self._order_id, side, price, lots, rests=False)
         buyer_is_maker = side is Side.SELL
         history = self.history
         trade_id = history.next_trade_id
         last_price = None
-        for _, price, traded in fills:
-            if price != last_price:
+        for _, fill_price, traded in fills:
+            if fill_price != last_price:
                 self._aggregate_id += 1
-                last_price = price
-            history.add((trade_id, price, traded, ts_ms, buyer_is_maker, self._aggregate_id))
+                last_price = fill_price
+            history.add((trade_id, fill_price, traded, ts_ms, buyer_is_maker, self._aggregate_id))
             if messages is not None:
-                data = self.format.trade(trade_id, price, traded, ts_ms, buyer_is_maker=buyer_is_maker)
+                data = self.format.trade(trade_id, fill_price, traded, ts_ms, buyer_is_maker=buyer_is_maker)
                 self._tell("trade", trade_id, trade_id, ts_ms, data, messages)
             trade_id += 1
         history.next_trade_id = trade_id
@@ -271,6 +279,8 @@ class SyntheticMarket:
         while self._now_ms < now_ms:
             if self._now_ms == self._step_end_ms:
                 self._begin_step()
+                for market in self._markets.values():
+                    market.tell_step_begin(messages, wanted)
             end_ms = min(now_ms, self._step_end_ms)
             for market in self._markets.values():
                 market.play(end_ms, messages, wanted)
