@@ -165,7 +165,7 @@ class Ports:
         )
 
 
-def remembered_ports(path: Path, names: Iterable[str], *, release_s: float = 0.0) -> Ports:
+def remembered_ports(path: Path, names: Iterable[str], *, release_s: float = 0.0, remember: bool = True) -> Ports:
     """Return the ports of `names` that `path` remembers, choosing and remembering those it lacks.
 
     Args:
@@ -173,6 +173,7 @@ def remembered_ports(path: Path, names: Iterable[str], *, release_s: float = 0.0
         names: what needs a port.
         release_s: a remembered port that is taken is waited for so long: a killed server holds its own a
             moment longer.
+        remember: whether to write down what was chosen; not for a dry run.
     """
     try:
         known = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
@@ -191,7 +192,7 @@ def remembered_ports(path: Path, names: Iterable[str], *, release_s: float = 0.0
                 moved[name] = old
         else:
             numbers[name] = old
-    if numbers.items() - known.items():
+    if remember and numbers.items() - known.items():
         write_atomically(path, msgspec.json.encode(known | numbers).decode())
     return Ports(numbers, moved)
 
