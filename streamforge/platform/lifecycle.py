@@ -103,8 +103,11 @@ def serve(
     detach: bool,
     tell: Tell,
     ready: Callable[[PlatformPlan], None],
+    hold: Callable[[], None] | None = None,
 ) -> None:
     """Start the processes of `plan`, keep them as `up` does, and leave none behind.
+
+    With `hold` they are kept until it returns, instead of until a stop signal.
 
     Raises:
         ProcessError: a part did not start, or the supervisor ended.
@@ -117,7 +120,9 @@ def serve(
             _start(settings, files, plan, signals, detach=detach, tell=tell)
             is_up = True
             ready(plan)
-            if not detach:
+            if hold is not None:
+                hold()
+            elif not detach:
                 _keep(files, tell)
         except StopRequested as request:
             tell(f"{request}: stopping")
@@ -199,11 +204,11 @@ def _start(
     tell("creating topics from the contracts")
     create_topics(settings, load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix))
     for process in plan.processes:
-        if process.name != BROKER:
+        if process.name != BROKER and not process.is_on_demand:
             tell(f"starting {process.name}")
             client.start(process.name)
     for process in plan.processes:
-        if process.metrics_port is not None:
+        if process.metrics_port is not None and not process.is_on_demand:
             _wait_until_ready(files, client, process, tell)
 
 

@@ -38,6 +38,7 @@ class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
         log_file: where its output goes.
         stop_rank: ends happen in this order, one after the other: first what feeds, last what is fed.
         stop_deadline_s: seconds from SIGTERM to SIGKILL.
+        is_on_demand: it is not started with the others, but when somebody asks the supervisor for it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
     log_file: str
     stop_rank: int
     stop_deadline_s: int = 30
+    is_on_demand: bool = False
 
     @property
     def metrics_port(self) -> int | None:
