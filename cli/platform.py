@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from streamforge.platform.report import PlatformReport
 
 _STOPPED_WHILE_STARTING = 130
+_URLS = {
+    "metrics": "http://127.0.0.1:{port}/metrics",
+    "websocket": "ws://127.0.0.1:{port}",
+    "rest": "http://127.0.0.1:{port}/api/v3",
+}
 _WELL = {"RUNNING": "green", "STARTING": "yellow"}
 
 
@@ -116,7 +122,7 @@ def _plan_dict(plan: PlatformPlan) -> dict[str, Any]:
 
 
 def _render_plan(plan: PlatformPlan, title: str) -> Table:
-    table = Table("process", "ports", "log", "command", title=title)
+    table = Table("process", "ports", "log", "command", title=title, box=box.SIMPLE)
     for item in plan.processes:
         ports = ", ".join(f"{name} {port}" for name, port in item.ports.items())
         table.add_row(item.name, ports, Text(item.log_file, overflow="fold"), Text(" ".join(item.command[1:])))
@@ -124,27 +130,27 @@ def _render_plan(plan: PlatformPlan, title: str) -> Table:
 
 
 def _render_ready(plan: PlatformPlan, *, detach: bool) -> Group:
-    table = Table("process", "where", "log", title="the platform is up")
+    table = Table("process", "where", "log", title="the platform is up", box=box.SIMPLE)
     for item in plan.processes:
-        where = [f"{name} http://127.0.0.1:{port}" for name, port in item.ports.items()]
-        if item.metrics_port is not None:
-            where = [f"http://127.0.0.1:{item.metrics_port}/metrics"]
+        where = [_URLS.get(name, "{name} {port}").format(name=name, port=port) for name, port in item.ports.items()]
         table.add_row(item.name, "\n".join(where), Text(item.log_file, overflow="fold"))
     last = "Stop it with `streamforge down`" if detach else "Stop it with Ctrl-C"
     return Group(table, Text(f"`streamforge status` shows positions and lag. {last}."))
 
 
 def _render_status(found: PlatformReport) -> Group:
-    table = Table("process", "state", "pid", "uptime", "restarts", "last end", "says", "next offsets", "lag")
+    table = Table("process", "state", "pid", "up", "restarts", "last end", "next offsets", "lag", box=box.SIMPLE)
     for item in found.processes:
+        state = item.state.lower()
+        if item.is_up and item.own_state not in (None, state):
+            state += f" ({item.own_state})"
         table.add_row(
-            item.name,
-            Text(item.state, style=_WELL.get(item.state, "red")),
+            Text(item.name, no_wrap=True),
+            Text(state, style=_WELL.get(item.state, "red")),
             str(item.pid or ""),
             "" if item.uptime_s is None else f"{item.uptime_s:.0f} s",
             str(item.restarts),
             item.last_end or "",
-            item.own_state or "",
             f"{sum(item.positions.values()):,}" if item.positions else "",
             f"{sum(item.lag.values()):,}" if item.lag else "",
         )

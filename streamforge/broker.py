@@ -231,6 +231,11 @@ def status(settings: Settings, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> Broke
     return _describe(files, process, timeout_s)
 
 
+def ports_file(settings: Settings) -> Path:
+    """Return the file that remembers the ports of the embedded broker."""
+    return _Files(settings.home_path).ports
+
+
 def _refuse_external(settings: Settings) -> None:
     if settings.bootstrap_servers:
         msg = (
@@ -370,4 +375,4 @@ def _cluster_id(address: str, timeout_s: float) -> str | None:
         return None
 
 
-__all__ = ["BrokerState", "BrokerStatus", "run", "start", "status", "stop"]
+__all__ = ["BrokerState", "BrokerStatus", "ports_file", "run", "start", "status", "stop"]

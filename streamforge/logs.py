@@ -19,6 +19,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from streamforge.settings import Settings
 
 _MASK = "***"
+# Libraries that log every request at the level at which we log what people should see.
+_CHATTY = ("httpx", "httpcore")
 _TELLING_KEY = re.compile(r"passw|secret|token|api_?key|credential|authorization|jaas", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"://[^/\s@]+@")
 
@@ -59,6 +61,8 @@ def configure(settings: Settings) -> None:
         settings.log_file.parent.mkdir(parents=True, exist_ok=True)
         _add(root, logging.FileHandler(settings.log_file, encoding="utf-8"), as_json=True)
     root.setLevel(settings.log_level.upper())
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
 def mask_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
