@@ -1,0 +1,62 @@
+# StreamForge. `make` lists what there is. Needs python3 (3.11 to 3.13) and the package registries, nothing else.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# uv from the PATH, or from PyPI into a private environment; nothing is installed into the system.
+PYTHON ?= python3
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+RUN := $(UV) run --no-sync
+# A Python of this machine, never one from elsewhere.
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: help install demo test up down status lint format bench clean
+
+help: ## List every target with what it does.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## Install everything from the lock file into .venv.
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
+
+.venv/.installed: pyproject.toml uv.lock $(filter .uv/bin/uv,$(UV))
+	$(UV) sync --frozen
+	@touch $@
+
+demo: install ## Market in, Iceberg tables out: run the whole line once, verify it, print a report.
+	$(RUN) streamforge demo
+
+test: install ## Run the whole test suite on the real parts.
+	$(RUN) pytest $(PYTEST_ARGS)
+
+up: install ## Start the platform and keep it running until Ctrl-C.
+	$(RUN) streamforge up
+
+down: install ## Stop whatever of the platform was left running.
+	$(RUN) streamforge down
+
+status: install ## Show every process of the platform, its position and lag.
+	$(RUN) streamforge status
+
+lint: install ## Check formatting, rules, types and the direction of imports.
+	$(RUN) ruff format --check
+	$(RUN) ruff check
+	$(RUN) mypy
+	$(RUN) lint-imports
+
+format: install ## Format the code and repair what the linter can repair.
+	$(RUN) ruff format
+	$(RUN) ruff check --fix
+
+bench: install ## Run every benchmark; each prints JSON and the machine.
+	for file in benchmarks/[a-z]*.py; do \
+		name=$$(basename $$file .py); \
+		if [ $$name != common ]; then $(RUN) python -m benchmarks.$$name; fi; \
+	done
+
+clean: ## Remove caches and build output; data in .streamforge and the environments stay.
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
+	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.uv/*' -prune -exec rm -rf {} +
