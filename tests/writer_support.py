@@ -88,15 +88,25 @@ def produce(
         producer.commit_transaction(30)
 
 
-def topic_identities(settings: Settings, topic: str, partitions: int = PARTITIONS) -> Counter[Identity]:
-    """Return (partition, offset) of every committed record."""
+def topic_identities(
+    settings: Settings, topic: str, partitions: int = PARTITIONS, *, only_good: bool = False
+) -> Counter[Identity]:
+    """Return (partition, offset) of every committed record, or only of those that are trades."""
     items = [TopicPartition(topic, number) for number in range(partitions)]
     starts, ends = log_starts(settings, items), stable_ends(settings, items)
     return Counter(
         (message.partition() or 0, message.offset() or 0)
         for messages in read_range(settings, starts, ends)
         for message in messages
+        if not only_good or _is_trade(message.value())
     )
+
+
+def _is_trade(value: bytes | None) -> bool:
+    try:
+        return bool(msgspec.json.decode(value or b"", type=Trade))
+    except msgspec.MsgspecError:
+        return False
 
 
 def table_identities(settings: Settings, contracts: Contracts, contract_id: str = "trades") -> Counter[Identity]:
