@@ -253,23 +253,26 @@ class RawSink:
     def _produce(self, route: Route, frame: Frame) -> None:
         try:
             self._producer.produce(
-                route.topic, frame.value, route.key, on_delivery=self._delivered, headers=frame.headers
+                route.topic,
+                frame.value,
+                route.key,
+                # The report of a failed record has no headers, so it cannot tell its stream and time itself.
+                on_delivery=partial(self._delivered, route, frame.ts_receive_ns),
+                headers=frame.headers,
             )
         except (KafkaException, BufferError) as error:
             self._rejected(route, frame.ids, len(frame.value), frame.ts_receive_ns)
             self._note(error.args[0] if isinstance(error, KafkaException) else None)
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+    def _delivered(self, route: Route, ts_ns: int, error: KafkaError | None, message: Message) -> None:
         if error is None:
             self.counters.acked += 1
             self.buffered_bytes -= len(message) + FRAME_OVERHEAD_BYTES
             return
-        headers = dict(message.headers() or ())
-        key, value = message.key() or b"", message.value() or b""
-        route = self._routes[(_text(key), _text(headers["channel"] or b""))]
+        value = message.value() or b""
         payload = value if isinstance(value, bytes) else value.encode()
         ids = route.ids_of(payload) if route.ids_of is not None else None
-        self._rejected(route, ids, len(payload), int(headers["ts_receive_ns"] or 0))
+        self._rejected(route, ids, len(payload), ts_ns)
         self._note(error)
 
     def _rejected(self, route: Route, ids: VenueIds | None, size_bytes: int, ts_ns: int) -> None:
@@ -378,7 +381,3 @@ def _raw_producer_config(settings: LoaderSettings, contracts: Contracts, raw_ids
         "message.timeout.ms": int(settings.loader_delivery_timeout_s * 1000),
     }
     return producer_config(settings, **extra)
-
-
-def _text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else value.decode()
