@@ -11,6 +11,7 @@ from cli.lazy import LazyCommand
 from streamforge import __version__
 
 COMMANDS = (
+    LazyCommand("demo", "cli.demo:demo", "Run the whole line in two minutes, lose nothing, and prove it."),
     LazyCommand("up", "cli.platform:up", "Start the whole platform and keep it running until Ctrl-C."),
     LazyCommand("down", "cli.platform:down", "Stop whatever of the platform was left running."),
     LazyCommand("status", "cli.platform:status", "Show every process of the platform: state, restarts, lag."),
@@ -18,9 +19,11 @@ COMMANDS = (
     LazyCommand("broker", "cli.broker:app", "Start, stop and look at the embedded Kafka broker."),
     LazyCommand("topics", "cli.topics:app", "List, describe and create the topics that the contracts ask for."),
     LazyCommand("contracts", "cli.contracts:app", "Lint, compare, show and apply data contracts."),
+    LazyCommand("verify", "cli.verify:verify", "Compare Kafka with the tables: lost, doubled, different."),
     LazyCommand("simulate", "cli.simulate:simulate", "Serve a simulated market over Binance's spot protocol."),
     LazyCommand("load", "cli.load:load", "Capture what a venue sends into the raw topics, byte for byte."),
     LazyCommand("run", "cli.run:run", "Run one consumer: parser, bars or writer."),
+    LazyCommand("replay", "cli.replay:replay_command", "Make the rows of a source range again and replace them."),
 )
 
 
