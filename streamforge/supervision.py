@@ -154,6 +154,7 @@ class EventPublisher:
         if self.flush(timeout_s):
             self._producer.purge()
             self._producer.poll(0)
+        self._producer.close()
 
     def _publish(
         self,

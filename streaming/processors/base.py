@@ -39,7 +39,7 @@ from confluent_kafka import TopicPartition as KafkaTopicPartition
 from streamforge import __version__, faults
 from streamforge.contracts import Contracts, TopicSettings
 from streamforge.dead_letters import encode_dead_letter, make_dead_letter
-from streamforge.errors import CommitError, RetryableSourceError
+from streamforge.errors import CommitError, RetryableSourceError, StreamForgeError
 from streamforge.kafka import producer_config
 from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
@@ -204,10 +204,13 @@ class TransactionalWorker(Generic[S]):
         """Abort what is open and let go of the producer."""
         try:
             self._abort()
-        except (KafkaException, RetryableSourceError) as error:
+        except (KafkaException, StreamForgeError) as error:
             # The broker ends the transaction itself: by this slot's next start, or after its timeout.
             self._log.warning("transaction not aborted on close", detail=str(error))
+            self._producer.purge()
+            return
         self._producer.purge()
+        self._producer.close()
 
     # The transaction
 
