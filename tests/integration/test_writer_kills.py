@@ -32,7 +32,7 @@ from tests.writer_support import (
     writer_settings,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.chaos]
+pytestmark = [pytest.mark.integration, pytest.mark.chaos, pytest.mark.timeout(600)]
 
 GOOD = 40
 BAD = [b"{", b"[]"]
