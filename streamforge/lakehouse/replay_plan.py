@@ -68,17 +68,17 @@ class Lineage:
         epoch_column, partition_column, offset_column, _ = self.columns
         parts: list[BooleanExpression] = [
             And(
-                _compare(EqualTo, partition_column, each.partition),
-                _compare(GreaterThanOrEqual, offset_column, each.start),
-                _compare(LessThan, offset_column, each.end),
+                compare_with(EqualTo, partition_column, each.partition),
+                compare_with(GreaterThanOrEqual, offset_column, each.start),
+                compare_with(LessThan, offset_column, each.end),
             )
             for each in ranges
         ]
-        return And(_compare(EqualTo, epoch_column, epoch), reduce(Or, parts))
+        return And(compare_with(EqualTo, epoch_column, epoch), reduce(Or, parts))
 
     def before_epoch(self, epoch: int) -> BooleanExpression:
         """Return the filter that keeps every row made from an earlier source topic."""
-        return _compare(LessThan, self.columns[0], epoch)
+        return compare_with(LessThan, self.columns[0], epoch)
 
     def within(self, rows: pa.Table, epoch: int, ranges: Iterable[OffsetRange]) -> npt.NDArray[np.bool_]:
         """Return which of `rows` came from `ranges`; a row without identity came from none of them.
@@ -86,7 +86,7 @@ class Lineage:
         Shapes:
             result: `(rows.num_rows,)` bool
         """
-        epochs, partitions, offsets, _ = (_numbers(rows, name) for name in self.columns)
+        epochs, partitions, offsets, _ = (numbers_of(rows, name) for name in self.columns)
         found = np.zeros(rows.num_rows, dtype=np.bool_)
         for each in ranges:
             found |= (partitions == each.partition) & (offsets >= each.start) & (offsets < each.end)
@@ -105,7 +105,7 @@ class RowIndex:
         empty = lineage.contract.arrow_schema.empty_table().select(index_columns(lineage))
         rows = pa.concat_tables([empty, *parts]).combine_chunks()
         _, *key_columns = lineage.columns
-        partitions, offsets, indexes = (_numbers(rows, name) for name in key_columns)
+        partitions, offsets, indexes = (numbers_of(rows, name) for name in key_columns)
         order = np.lexsort((indexes, offsets, partitions))
         self._partitions, self._offsets, self._indexes = partitions[order], offsets[order], indexes[order]
         self._positions = rows.select(SOURCE_COLUMNS).take(_indices(order))
@@ -124,7 +124,7 @@ class RowIndex:
         if not rows.num_rows or not len(self):
             return np.full(rows.num_rows, -1, dtype=np.int64)
         _, *key_columns = lineage.columns
-        partitions, offsets, indexes = (_numbers(rows, name) for name in key_columns)
+        partitions, offsets, indexes = (numbers_of(rows, name) for name in key_columns)
         first = int(np.searchsorted(self._partitions, partitions[0], side="left"))
         last = int(np.searchsorted(self._partitions, partitions[0], side="right"))
         base = int(offsets.min())
@@ -325,13 +325,13 @@ def _indices(places: Numbers) -> Any:
     return pa.array(places, mask=places < 0)
 
 
-def _compare(comparison: Any, column: str, value: int) -> BooleanExpression:
+def compare_with(comparison: Any, column: str, value: int | str) -> BooleanExpression:
     """Make a comparison; the types of PyIceberg's constructors do not say what they take."""
     expression: BooleanExpression = comparison(column, value)
     return expression
 
 
-def _numbers(rows: pa.Table, name: str) -> Numbers:
+def numbers_of(rows: pa.Table, name: str) -> Numbers:
     """Return a whole-number column, -1 where it is null."""
     column: Any = rows[name].cast(pa.int64())
     numbers: Numbers = column.fill_null(-1).to_numpy()

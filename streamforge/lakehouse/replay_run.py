@@ -216,6 +216,8 @@ def _remembered(target: Target, table: Table, state: Any, row_filter: BooleanExp
 def _finished(target: Target, remade: Remade, index: RowIndex, epoch: int, *, commit_id: str) -> pa.Table:
     """Return re-made rows with every column: the typed position of the row that was there, null without one."""
     lineage, rows = target.lineage, remade.rows
+    if not rows.num_rows:
+        return lineage.contract.arrow_schema.empty_table()
     if not lineage.is_direct:
         positions = index.typed_positions(index.find(lineage, rows))
         for name in SOURCE_COLUMNS:

@@ -29,6 +29,14 @@ class ParserSettings(Settings):
         MAX_INTERVALS, ge=1, description="Intervals of seen trade ids that are kept for each instrument."
     )
 
+    @property
+    def limits(self) -> ParserLimits:
+        """Return the bounds of what is believed; a replay parses with the same ones."""
+        return ParserLimits(
+            max_event_ahead_ns=int(self.parser_max_event_ahead_s * 1e9),
+            max_id_intervals=self.parser_max_id_intervals,
+        )
+
 
 class Parser:
     """Raw trades to trades, without what the venue sent twice; state is the ids seen, by instrument."""
@@ -39,10 +47,7 @@ class Parser:
     output_ids: Sequence[str] = (_TRADES,)
 
     def __init__(self, settings: ParserSettings) -> None:
-        self._limits = ParserLimits(
-            max_event_ahead_ns=int(settings.parser_max_event_ahead_s * 1e9),
-            max_id_intervals=settings.parser_max_id_intervals,
-        )
+        self._limits = settings.limits
 
     def restore(self, saved: Mapping[str, str]) -> ParserState:
         """Return the ids seen by instrument."""

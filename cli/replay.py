@@ -1,0 +1,200 @@
+"""`streamforge replay`: re-run source ranges and replace exactly the rows that came from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from cli.common import DryRunOption, Output, OutputOption, command, emit, error_console
+from streamforge import faults
+from streamforge.contracts import load_contracts
+from streamforge.errors import ConfigurationError
+from streamforge.lakehouse.remake import MakeRemake, ReparseTrades, lineage_of
+from streamforge.lakehouse.replay import WAIT_S, preview, replay
+from streamforge.lakehouse.replay_plan import parse_offsets
+from streamforge.lakehouse.replay_ranges import (
+    parse_time,
+    ranges_by_event_time,
+    ranges_by_produce_time,
+    ranges_of_log,
+)
+from streamforge.lakehouse.replay_target import Progress as Hear
+from streamforge.lakehouse.replay_target import Target, open_target, topic_settings
+from streamforge.market.parsing import parse_records
+from streamforge.offsets import OffsetRange
+from streamforge.settings import build_settings, load_settings
+from streaming.processors.parser import ParserSettings
+
+_SHOWN_RANGES = 8
+
+
+Find = Callable[[Target], Sequence[OffsetRange]]
+
+
+class TimeKind(StrEnum):
+    """Which time `--from-time` and `--to-time` mean."""
+
+    EVENT = "event"
+    PRODUCE = "produce"
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    start: datetime
+    end: datetime
+    kind: TimeKind
+
+
+@command
+def replay_command(
+    table: Annotated[str, typer.Argument(help="Table to replay, for instance trades.")],
+    *,
+    offsets: Annotated[
+        list[str] | None,
+        typer.Option("--offsets", metavar="PARTITION:START-END", help="Source offsets, END excluded; can be repeated."),
+    ] = None,
+    from_time: Annotated[str | None, typer.Option(help="Start of a time window, ISO 8601 with offset.")] = None,
+    to_time: Annotated[str | None, typer.Option(help="End of the window, excluded.")] = None,
+    time: Annotated[
+        TimeKind, typer.Option(help="event: the table's own time; produce: when Kafka was given the record.")
+    ] = TimeKind.EVENT,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that Kafka holds of the source topic.")] = False,
+    wait_s: Annotated[
+        float, typer.Option(min=0, help="Longest wait until the live path has landed the range, seconds.")
+    ] = WAIT_S,
+    dry_run: DryRunOption = False,
+    output: OutputOption = Output.TEXT,
+) -> int:
+    """Make the rows of a source range again and replace exactly those, beside the live writer.
+
+    Offsets are of the topic that the rows are made from: `raw-trades` for the table trades, which is parsed
+    again; the table's own topic for raw_trades, raw_depth, bars and market_gaps, which is landed again.
+    Bars are not computed anew from trades.
+
+    It waits until the live path has landed the range, then makes one table snapshot. Where every row is
+    already equal it makes none, so a second replay changes nothing.
+
+    Example: streamforge replay trades --offsets 3:1000-2000 --dry-run
+    """
+    settings = load_settings()
+    faults.arm(settings.kill_at)
+    contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
+    lineage = lineage_of(contracts, table)
+    asked = parse_offsets(offsets or (), topic_settings(lineage.source.topic).name)
+    find = _wish(asked, _window(from_time, to_time, time), everything=everything)
+    recompute = _parser_of_settings() if lineage.contract.id == "trades" else None
+    target = open_target(settings, contracts, table, recompute)
+    ranges = find(target)
+    if not ranges:
+        msg = f"nothing to replay: no record of {target.source.topic} is meant"
+        raise ConfigurationError(msg)
+    with _progress_bars(shown=output is Output.TEXT) as hear:
+        if dry_run:
+            plan, barrier = preview(settings, contracts, table, ranges, recompute=recompute, progress=hear)
+            result = {**plan.as_dict(), "barrier": barrier.as_dict(), "dry_run": True}
+        else:
+            report = replay(settings, contracts, table, ranges, recompute=recompute, wait_s=wait_s, progress=hear)
+            result = {**report.as_dict(), "dry_run": False}
+    emit(result, output, lambda: _render(result))
+    return 0
+
+
+def _parser_of_settings() -> MakeRemake:
+    """Return the re-run with the limits that the live parser has."""
+    limits = build_settings(ParserSettings).limits
+    return partial(ReparseTrades, parse=partial(parse_records, limits=limits))
+
+
+def _wish(offsets: Sequence[OffsetRange], window: _Window | None, *, everything: bool) -> Find:
+    """Return what finds the ranges; checked before anything is opened."""
+    if bool(offsets) + (window is not None) + everything != 1:
+        msg = "say what to replay, one of: --offsets (repeatable), --from-time with --to-time, --all"
+        raise ConfigurationError(msg)
+    if window is not None:
+        find = ranges_by_event_time if window.kind is TimeKind.EVENT else ranges_by_produce_time
+        return partial(find, start=window.start, end=window.end)
+    return ranges_of_log if everything else lambda _: offsets
+
+
+def _window(from_time: str | None, to_time: str | None, kind: TimeKind) -> _Window | None:
+    if from_time is None and to_time is None:
+        return None
+    if from_time is None or to_time is None:
+        msg = "a time window needs both --from-time and --to-time"
+        raise ConfigurationError(msg)
+    window = _Window(parse_time(from_time), parse_time(to_time), kind)
+    if window.start >= window.end:
+        msg = f"the window from {from_time} to {to_time} holds nothing: --from-time must be before --to-time"
+        raise ConfigurationError(msg)
+    return window
+
+
+@contextmanager
+def _progress_bars(*, shown: bool) -> Iterator[Hear]:
+    """Show a bar for each stage on standard error; nothing where it is no terminal."""
+    bars = Progress(
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=error_console,
+        transient=True,
+        disable=not (shown and error_console.is_terminal),
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def hear(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    with bars:
+        yield hear
+
+
+def _render(result: dict[str, Any]) -> Group:
+    grid = Table(show_header=False, box=None)
+    shown = [f"{item} [{a}, {b})" for item, pairs in result["source_ranges"].items() for a, b in pairs]
+    more = [f"and {len(shown) - _SHOWN_RANGES} more"] if len(shown) > _SHOWN_RANGES else []
+    grid.add_row("source", Text("\n".join([*shown[:_SHOWN_RANGES], *more])))
+    grid.add_row("rows now", f"{result['rows_now']:,}")
+    grid.add_row("rows after", f"{result['rows_after']:,}")
+    changes = ("equal", "changed", "added", "gone")
+    grid.add_row("of them", ", ".join(f"{result[f'rows_{name}']:,} {name}" for name in changes))
+    if result["dropped"]:
+        grid.add_row("no row", ", ".join(f"{count:,} {reason}" for reason, count in result["dropped"].items()))
+    kept = f"{result['rows_kept_in_files']:,} rows in them came from elsewhere and stay as they are"
+    grid.add_row("files", f"{result['files_replaced']:,} to replace; {kept}")
+    grid.add_row("barrier", Text(_barrier_text(result["barrier"])))
+    return Group(Text(_headline(result), style="bold"), grid)
+
+
+def _barrier_text(barrier: dict[str, Any]) -> str:
+    if barrier["reached"]:
+        return "reached: the live path has landed the ranges"
+    behind = [item for item in barrier["conditions"] if item["behind"]]
+    lines = [f"{i['who']}: {i['topic_partition']} at {i['reached']:,} of {i['needed']:,}" for i in behind]
+    return "\n".join(["NOT reached, rows under way are missing in this plan:", *lines])
+
+
+def _headline(result: dict[str, Any]) -> str:
+    name = result["table"]
+    if result["dry_run"]:
+        return f"{name}: a replay would " + ("replace rows" if result["changes"] else "change nothing")
+    if not result["committed"]:
+        return f"{name}: every row is already equal, nothing was changed"
+    return (
+        f"{name}: replaced in table snapshot {result['committed_snapshot_id']} "
+        f"(commit {result['commit_id']}, {result['files_added']} new files, {result['wall_s']:.1f} s)"
+    )
