@@ -38,6 +38,8 @@ _MAKERS_PER_S = 10.0
 _TRADES_PER_TAKER = 1.45
 _LOTS_PER_TRADE = 400.0
 _MAX_ADVANCE_MS = 1000
+_SLICE_MS = 10
+_MESSAGES_AT_ONCE = 2_000
 _DAY_MS = 86_400_000
 
 _Numbers = NDArray[Any]
@@ -269,25 +271,25 @@ class SyntheticMarket:
             self.list_instrument(spec)
 
     def advance(self, now_ms: int, wanted: Container[str]) -> list[Message]:
-        """Move to `now_ms`, at most a second at once; messages of one stream are in order.
+        """Move towards `now_ms` until a bounded number of messages is made; messages of one stream are in order.
 
-        Those of different streams are in order up to 100 ms.
+        Those of different streams are in order up to 10 ms.
         """
         messages: list[Message] = []
-        self.behind = now_ms - self._now_ms > _MAX_ADVANCE_MS
-        now_ms = min(now_ms, self._now_ms + _MAX_ADVANCE_MS)
-        while self._now_ms < now_ms:
+        until_ms = min(now_ms, self._now_ms + _MAX_ADVANCE_MS)
+        while self._now_ms < until_ms and len(messages) < _MESSAGES_AT_ONCE:
             if self._now_ms == self._step_end_ms:
                 self._begin_step()
                 for market in self._markets.values():
                     market.tell_step_begin(messages, wanted)
-            end_ms = min(now_ms, self._step_end_ms)
+            end_ms = min(until_ms, self._step_end_ms, self._now_ms + _SLICE_MS)
             for market in self._markets.values():
                 market.play(end_ms, messages, wanted)
             if end_ms == self._step_end_ms:
                 for market in self._markets.values():
                     market.tell_step_end(end_ms, messages, wanted)
             self._now_ms = end_ms
+        self.behind = self._now_ms < now_ms
         return messages
 
     def instruments(self) -> list[InstrumentSpec]:
