@@ -228,6 +228,12 @@ def raw_range(pipeline: Pipeline, partition: int, start: int, end: int) -> Offse
     return OffsetRange(pipeline.topic("raw-trades"), partition, start, end)
 
 
+def raw_ranges(pipeline: Pipeline) -> list[OffsetRange]:
+    """Return everything that the raw topic holds."""
+    ends = stable_ends(pipeline.settings, pipeline.partitions("raw-trades"))
+    return [raw_range(pipeline, item.partition, 0, end) for item, end in ends.items() if end]
+
+
 def positions_of(pipeline: Pipeline, contract_id: str = "trades") -> Any:
     """Return what the table's properties say of the writer's positions."""
     return commit.view_of(open_table(pipeline, contract_id)).state.positions
