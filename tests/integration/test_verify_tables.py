@@ -11,6 +11,8 @@ import msgspec
 import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka import TopicPartition as KafkaTopicPartition
+from confluent_kafka.admin import AdminClient
 from pyiceberg.expressions import EqualTo
 from typer.testing import CliRunner
 
@@ -21,6 +23,7 @@ from streamforge.kafka import producer_config
 from streamforge.lakehouse.kafka_reader import topic_identity
 from streamforge.lakehouse.replay import replay
 from streamforge.lakehouse.verify import Comparison, verify_tables
+from streamforge.log_reader import log_ends
 from streamforge.market.records import RAW_HEADERS
 from streamforge.settings import Settings
 from tests.pipeline_support import Pipeline, RawFrame, environment, make_pipeline, produce_raw
@@ -33,7 +36,6 @@ from tests.replay_support import (
     inverted,
     land,
     open_table,
-    partition_of,
     raw_range,
     rows_of,
 )
@@ -125,8 +127,9 @@ def test_a_trade_that_the_parser_got_wrong_is_found_by_raw_and_gone_after_a_repl
     land(pipeline, _both(), parse=inverted(lambda trade: trade.trade_id == "4"))
     found = _verify(pipeline)
     assert (_findings(found["typed"]), _findings(found["raw"])) == ({}, {"different": 2})
-    ranges = [raw_range(pipeline, partition_of(pipeline, name), 0, 20) for name in (BTC, ETH)]
-    replay(pipeline.settings, pipeline.contracts, "trades", sorted(set(ranges)))
+    ends = log_ends(pipeline.settings, pipeline.partitions("raw-trades"))
+    ranges = [raw_range(pipeline, item.partition, 0, end) for item, end in ends.items() if end]
+    replay(pipeline.settings, pipeline.contracts, "trades", ranges)
     found = _verify(pipeline)
     assert all(item.tally.is_clean for item in found.values()), [item.as_dict() for item in found.values()]
 
@@ -169,6 +172,24 @@ def test_what_is_not_landed_is_lag_and_not_lost(pipeline: Pipeline) -> None:
     line.land()
     found = _verify(pipeline)
     assert (found["typed"].not_landed, found["raw"].tally.records, found["raw"].tally.rows) == (0, 40, 40)
+
+
+def test_what_retention_removed_is_said_and_venue_duplicates_across_the_cut_stay_out(
+    pipeline: Pipeline, admin: AdminClient
+) -> None:
+    land(pipeline, [*frames(BTC, range(20)), *frames(BTC, [3, 4])], frames(BTC, range(20, 25)))
+    partition = partition_of(pipeline, BTC)
+    raw, typed = (KafkaTopicPartition(pipeline.topic(name), partition, 10) for name in ("raw-trades", "trades"))
+    for future in admin.delete_records([raw, typed]).values():
+        future.result()
+    found = _verify(pipeline)
+    assert all(item.tally.is_clean for item in found.values()), [item.as_dict() for item in found.values()]
+    assert found["raw"].below_log_start == found["typed"].below_log_start == 10
+    assert (found["raw"].tally.records, found["raw"].tally.rows) == (15, 15)
+    victim = rows_of(pipeline)[2]
+    table = open_table(pipeline)
+    table.append(table.scan(row_filter=_is(victim)).to_arrow())
+    assert _findings(_verify(pipeline)["raw"]) == {"doubled": 1}, "doubles are seen without Kafka"
 
 
 def test_a_recreated_topic_is_refused(pipeline: Pipeline) -> None:
