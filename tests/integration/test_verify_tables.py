@@ -36,6 +36,7 @@ from tests.replay_support import (
     inverted,
     land,
     open_table,
+    partition_of,
     raw_range,
     rows_of,
 )
