@@ -54,6 +54,7 @@ def simulate(
         typer.Option(min=0, help="Stand still until so many streams are listened to. Recordings: 1, synthetic: 0."),
     ] = None,
     max_messages: Annotated[int | None, typer.Option(min=1, help="Stop after so many messages.")] = None,
+    exit_at_end: Annotated[bool, typer.Option("--exit-at-end", help="Recordings: stop once all were sent.")] = False,
     duration_s: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds.")] = None,
     fault: Annotated[
         list[str] | None,
@@ -102,6 +103,7 @@ def simulate(
         address_file=address_file,
         start_streams=start_streams if start_streams is not None else int(source is Source.RECORDINGS),
         max_messages=max_messages,
+        ends_with_market=exit_at_end,
         duration_s=duration_s,
     )
     if source is Source.RECORDINGS:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _NS_PER_S = 1_000_000_000
 _SMALL_FRAME = 126
 _MEDIUM_FRAME = 1 << 16
-_MAX_REQUEST_BYTES = 4096 * 16
+_MAX_REQUEST_BYTES = 65_536
+_PINGS_REMEMBERED = 8
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -56,6 +57,7 @@ class Connection(WSListener):  # type: ignore[misc, unused-ignore]
         self._opened_ns = 0
         self._pinged_ns = 0
         self._ponged_ns = 0
+        self._ping_payloads: deque[bytes] = deque(maxlen=_PINGS_REMEMBERED)
         self._incoming_ns: deque[int] = deque()
         self._fragments = b""
 
@@ -82,7 +84,8 @@ class Connection(WSListener):  # type: ignore[misc, unused-ignore]
         if self._too_fast():
             self.close("too many requests", WSCloseCode.POLICY_VIOLATION)
         elif frame.msg_type == WSMsgType.PONG:
-            self._ponged_ns = self._server.monotonic_ns()
+            if frame.get_payload_as_bytes() in self._ping_payloads:
+                self._ponged_ns = self._server.monotonic_ns()
         elif frame.msg_type in (WSMsgType.TEXT, WSMsgType.CONTINUATION):
             self._fragments += frame.get_payload_as_bytes()
             if len(self._fragments) > _MAX_REQUEST_BYTES:
@@ -116,6 +119,16 @@ class Connection(WSListener):  # type: ignore[misc, unused-ignore]
             self._transport.underlying_transport.write(b"".join(self.outbox))
         self.outbox.clear()
 
+    async def wait_closed(self) -> None:
+        """Wait until the transport is gone."""
+        if self._transport is not None:
+            await self._transport.wait_disconnected()
+
+    def cut(self) -> None:
+        """Give up what a closing transport has not sent yet."""
+        if self._transport is not None:
+            self._transport.disconnect(graceful=False)
+
     def keep_alive(self, now_ns: int, *, ping_interval_s: float, pong_timeout_s: float, max_age_s: float) -> None:
         """Ping when it is time; end the connection when it is too old or has not answered."""
         if now_ns - self._opened_ns >= max_age_s * _NS_PER_S:
@@ -124,7 +137,8 @@ class Connection(WSListener):  # type: ignore[misc, unused-ignore]
             self.abort("no pong")
         elif now_ns - self._pinged_ns >= ping_interval_s * _NS_PER_S and self._transport is not None:
             self._pinged_ns = now_ns
-            self._transport.send_ping(str(self._server.clock_ns() // 1_000_000).encode())
+            self._ping_payloads.append(str(self._server.clock_ns() // 1_000_000).encode())
+            self._transport.send_ping(self._ping_payloads[-1])
 
     def close(self, reason: str, code: WSCloseCode = WSCloseCode.OK) -> None:
         """End the connection with a close frame, after what was handed over."""

@@ -48,7 +48,8 @@ class Fault:
     Args:
         kind: what goes wrong.
         at_s: seconds to wait before it begins.
-        count: message faults: the next so many messages (1 where neither count nor ratio is given).
+        count: message faults: the next so many messages (1 where neither count, ratio nor duration is given);
+            disconnect and stall: so many connections, the oldest first (all where it is not given).
         ratio: message faults: this share of all messages, by chance.
         duration_s: how long it lasts; none: a stall of 5 s, anything else until `clear`.
         factor: of `rate`.

@@ -82,7 +82,7 @@ class TradeHistory:
         max_minutes: so many closed one-minute klines are kept.
     """
 
-    def __init__(self, first_trade_id: int, *, max_trades: int = 500_000, max_minutes: int = 3 * 24 * 60) -> None:
+    def __init__(self, first_trade_id: int, *, max_trades: int = 200_000, max_minutes: int = 3 * 24 * 60) -> None:
         self._flat = array("q")
         self._max_fields = max_trades * _FIELDS
         self.first_trade_id = first_trade_id

@@ -9,7 +9,7 @@ from streamforge.errors import ConfigurationError
 VENUE_DECIMALS = 8
 """The venue writes every price and size with eight decimals."""
 
-_MAX_CACHED_TEXTS = 200_000
+_MAX_CACHED_TEXTS = 50_000
 _QUOTES = ("USDT", "USDC", "FDUSD", "BTC", "ETH")
 
 # Symbol's base, start price in ticks, decimals of the tick, decimals of the lot.

@@ -34,6 +34,7 @@ class SimulatorPlan:
         address_file: where the servers' URLs are written as JSON; none writes them nowhere.
         start_streams: the market stands still until so many streams are listened to.
         max_messages: stop after so many messages.
+        ends_with_market: stop when recordings are at their end.
         duration_s: stop after so many seconds.
     """
 
@@ -43,6 +44,7 @@ class SimulatorPlan:
     address_file: Path | None = None
     start_streams: int = 0
     max_messages: int | None = None
+    ends_with_market: bool = False
     duration_s: float | None = None
 
 
@@ -106,6 +108,7 @@ async def run_simulator(
         ledger=ledger,
         start_streams=plan.start_streams,
         max_messages=plan.max_messages,
+        ends_with_market=plan.ends_with_market,
     )
     for fault in plan.faults:
         server.faults.add(fault, server.monotonic_ns())

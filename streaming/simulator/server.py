@@ -28,6 +28,7 @@ _LOG = structlog.get_logger("streamforge.simulator")
 _NS_PER_S = 1_000_000_000
 _NS_PER_MS = 1_000_000
 _DEFAULT_STALL_S = 5.0
+_CLOSE_GRACE_S = 5.0
 
 
 class MarketServer:
@@ -40,6 +41,7 @@ class MarketServer:
         ledger: where it is written down; none keeps no ledger.
         start_streams: the market stands still until so many different streams are listened to.
         max_messages: stop after so many messages, counted as handed to connections.
+        ends_with_market: stop when the market will never send again and every client has taken everything.
         clock_ns: venue time and ledger times.
         monotonic_ns: ages, pings, stalls and rates.
     """
@@ -53,6 +55,7 @@ class MarketServer:
         ledger: LedgerWriter | None = None,
         start_streams: int = 0,
         max_messages: int | None = None,
+        ends_with_market: bool = False,
         clock_ns: Callable[[], int] = time.time_ns,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -67,8 +70,9 @@ class MarketServer:
         self.paused = False
         self._ledger = ledger
         self._max_messages = max_messages
+        self._ends_with_market = ends_with_market
         self._start_streams = start_streams
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}
         self._subscribers: dict[str, list[Connection]] = {}
         self._started_ms = clock_ns() // _NS_PER_MS
         self._server: asyncio.Server | None = None
@@ -108,11 +112,22 @@ class MarketServer:
         self._stopping.set()
 
     async def close(self) -> None:
-        """Stop listening, end every connection in good order and close the ledger."""
-        for connection in list(self._connections):
-            connection.close("server shutdown", WSCloseCode.GOING_AWAY)
+        """Stop listening, end every connection in good order and close the ledger.
+
+        A client that does not take what waits for it within 5 s is cut off.
+        """
         if self._server is not None:
             self._server.close()
+        closing = list(self._connections)
+        for connection in closing:
+            connection.close("server shutdown", WSCloseCode.GOING_AWAY)
+        try:
+            async with asyncio.timeout(_CLOSE_GRACE_S):
+                await asyncio.gather(*(connection.wait_closed() for connection in closing))
+        except TimeoutError:
+            for connection in closing:
+                connection.cut()
+        if self._server is not None:
             await self._server.wait_closed()
         if self._ledger is not None:
             self._ledger.close()
@@ -127,6 +142,8 @@ class MarketServer:
             return False
         self._start_streams = 0
         self._send(self.source.advance(self.clock_ns() // _NS_PER_MS, self._subscribers))
+        if self._ends_with_market and self.source.exhausted and not any(c.buffered_bytes for c in self._connections):
+            self.stop()
         return self.source.behind
 
     # -- for connections ------------------------------------------------------------------------------------
@@ -135,7 +152,7 @@ class MarketServer:
         """Take a new connection in."""
         self.connections_total += 1
         connection.name = f"{self._started_ms}-{self.connections_total}"
-        self._connections.add(connection)
+        self._connections[connection] = None
         if self._ledger is not None:
             connection.ledger_code = self._ledger.connection_code(connection.name)
             self._ledger.append_connection(connection.ledger_code, Fate.CONNECTED, "", self.clock_ns())
@@ -145,7 +162,7 @@ class MarketServer:
         """Let a connection go."""
         for stream in list(connection.streams):
             self.unsubscribe(connection, stream)
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if self._ledger is not None:
             if connection.held is not None:
                 self._ledger.append(*connection.held[1], self.clock_ns(), Fate.DROPPED)  # type: ignore[call-arg]
@@ -191,6 +208,8 @@ class MarketServer:
             if connection.buffered_bytes > settings.simulator_max_buffer_bytes:
                 connection.abort("slow client")
                 continue
+            if connection.stalled_until_ns <= now_ns:
+                connection.stalled_until_ns = 0
             connection.keep_alive(
                 now_ns,
                 ping_interval_s=settings.simulator_ping_interval_s,
@@ -272,13 +291,14 @@ class MarketServer:
 
     def _apply(self, fault: Fault) -> None:
         _LOG.info("fault", kind=fault.kind.value, symbol=fault.symbol, factor=fault.factor)
+        hit = list(self._connections)[: fault.count]
         if fault.kind is FaultKind.DISCONNECT:
-            for connection in list(self._connections):
+            for connection in hit:
                 connection.abort("fault")
         elif fault.kind is FaultKind.STALL:
             stall_s = _DEFAULT_STALL_S if fault.duration_s is None else fault.duration_s
             until_ns = self.monotonic_ns() + int(stall_s * _NS_PER_S)
-            for connection in self._connections:
+            for connection in hit:
                 connection.stalled_until_ns = until_ns
         elif fault.kind is FaultKind.RATE:
             self.source.set_rate_factor(fault.factor)

@@ -84,7 +84,12 @@ class Venue:
 
 @asynccontextmanager
 async def venue(
-    folder: Path, *, source: MarketSource | None = None, start_streams: int = 0, **settings: Any
+    folder: Path,
+    *,
+    source: MarketSource | None = None,
+    start_streams: int = 0,
+    ends_with_market: bool = False,
+    **settings: Any,
 ) -> AsyncIterator[Venue]:
     """Run a venue with two busy instruments, or with `source`."""
     market = source or SyntheticMarket(
@@ -95,6 +100,7 @@ async def venue(
         folder,
         SimulatorSettings(_env_file=None, **{f"simulator_{name}": value for name, value in settings.items()}),  # type: ignore[call-arg]
         start_streams=start_streams,
+        ends_with_market=ends_with_market,
     )
     try:
         await made.server.start()

@@ -61,7 +61,7 @@ def test_fault_reorder_held_message_is_dropped_when_the_connection_ends(tmp_path
         async with venue(tmp_path) as market:
             client = await market.connect("/ws/btcusdt@trade")
             market.fault("reorder:count=1000000")
-            while not market.rows(channel="trade") and not market.server._connections.copy().pop().held:
+            while not market.rows(channel="trade") and not next(iter(market.server._connections)).held:
                 market.tick(1)
             market.fault("disconnect")
             market.tick(1)
@@ -124,6 +124,19 @@ def test_fault_disconnect_ends_every_connection_without_a_close_frame(tmp_path: 
             market.tick(500)
             first_missed = max(trade_ids(received[0])) + 1
             assert trade_ids(await receive(again, 1))[0] >= first_missed
+
+    run(test())
+
+
+def test_fault_disconnect_with_count_ends_the_oldest_only(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with venue(tmp_path) as market:
+            clients = [await market.connect("/ws/btcusdt@trade") for _ in range(3)]
+            market.fault("disconnect:count=2")
+            market.tick(1)
+            ended = [row["connection"][-2:] for row in market.rows(fate="disconnected")]
+            assert ended == ["-1", "-2"]
+            assert len(clients) == 3
 
     run(test())
 

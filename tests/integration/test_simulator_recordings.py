@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from streaming.simulator.recordings import RecordedMarket
-from tests.integration.simulated_venue import Venue, run, venue
+from tests.integration.simulated_venue import Venue, run, trade_ids, venue
 from tests.recordings import RECORDINGS_DIR, needs_recordings
 
 pytestmark = needs_recordings
@@ -58,6 +58,19 @@ def test_recorded_messages_come_out_byte_for_byte(tmp_path: Path) -> None:
             assert [f'{{"stream":"btcusdt@trade","data":{text}}}' for text in bare] == received["btcusdt@trade"]
             sent = len(market.rows(fate="sent"))
             assert sent == sum(map(len, received.values())) + len(bare)
+
+    run(test())
+
+
+def test_ends_with_market_stops_once_everything_was_taken(tmp_path: Path) -> None:
+    async def test() -> None:
+        source = RecordedMarket(RECORDINGS_DIR, speed=0)
+        async with venue(tmp_path, source=source, start_streams=1, ends_with_market=True) as market:
+            client = await market.connect("/ws/ethusdt@trade")
+            running = asyncio.create_task(market.server.run())
+            received = [await client.receive_str(timeout=60) for _ in recorded("ethusdt", "trade")]
+            assert trade_ids(received) == trade_ids(recorded("ethusdt", "trade"))
+            await asyncio.wait_for(running, 60)
 
     run(test())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from tests.integration.simulated_venue import ask, drain, receive, run, trade_ids, until, venue
+from tests.integration.simulated_venue import RECEIVE_TIMEOUT_S, ask, drain, receive, run, trade_ids, until, venue
 
 CHANNELS = ("trade", "depth@100ms", "depth", "bookTicker", "kline_1m")
 
@@ -176,8 +177,47 @@ def test_ping_answered_keeps_the_connection_unanswered_ends_it(tmp_path: Path) -
                 )
             ended = market.rows(fate="disconnected")
             assert [(row["connection"][-2:], row["detail"]) for row in ended] == [("-2", "no pong")]
+            assert silent.closed is False
             assert not answers.closed
             await drain(silent)
+
+    run(test())
+
+
+def test_ping_answered_with_other_bytes_does_not_count(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with venue(tmp_path, ping_interval_s=20, pong_timeout_s=60) as market:
+            client = await market.connect("/ws/btcusdt@trade", autoping=False)
+            market.monotonic_s += 20
+            market.server.tick()
+            assert (await client.receive(timeout=30)).type == aiohttp.WSMsgType.PING
+            await client.pong(b"unasked")
+            await ask(client, {"method": "LIST_SUBSCRIPTIONS", "id": 1})
+            market.monotonic_s += 40
+            market.server.tick()
+            assert [row["detail"] for row in market.rows(fate="disconnected")] == ["no pong"]
+
+    run(test())
+
+
+def test_close_client_that_does_not_read_is_cut_off_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.simulator.server._CLOSE_GRACE_S", 0.2)
+
+    async def test() -> None:
+        async with venue(tmp_path) as market:
+            reader, writer = await asyncio.open_connection("127.0.0.1", market.server.port, limit=1)
+            key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13"
+            upgrade = "Host: a\r\nUpgrade: websocket\r\nConnection: Upgrade"
+            writer.write(f"GET /ws/btcusdt@trade HTTP/1.1\r\n{upgrade}\r\n{key}\r\n\r\n".encode())
+            await until(lambda: market.server.connections_total == 1)
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            connection = next(iter(market.server._connections))
+            market.server.source.set_rate_factor(50)
+            while connection.buffered_bytes < 100_000:
+                market.tick()
+            await asyncio.wait_for(market.server.close(), RECEIVE_TIMEOUT_S)
+            assert [row["detail"] for row in market.rows(fate="disconnected")] == ["server shutdown"]
+            writer.transport.abort()
 
     run(test())
 
