@@ -24,7 +24,7 @@ _GOOD_STATES = ("running", "external", "stopped")
 @command
 def start(
     *,
-    timeout_s: Annotated[float, typer.Option(min=1.0, help="Seconds to wait for the broker's first answer.")] = 60.0,
+    timeout_s: Annotated[float, typer.Option(min=1.0, help="Seconds to wait for the broker's first answer.")] = 120.0,
     output: OutputOption = Output.TEXT,
 ) -> int:
     """Start the broker in the background and wait until it answers; a running one is left alone.

