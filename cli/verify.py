@@ -54,10 +54,7 @@ def verify(
         sent = None
         if ledger is not None:
             report("ids of the ledger", 0, 0)
-            channels = {
-                name: RawChannel(item.contract_id, item.ids_of) for name, item in CHANNELS.items() if item.ids_of
-            }
-            sent = verify_ledger(settings, contracts, ledger, channels)
+            sent = verify_ledger(settings, contracts, ledger, raw_channels())
     late = wait_s > 0 and any(item.not_landed for item in comparisons)
     clean = all(item.tally.is_clean for item in comparisons) and not late and not (sent and sent.unexplained)
     result = {
@@ -71,6 +68,11 @@ def verify(
     }
     emit(result, output, lambda: _render(comparisons, sent, clean=clean))
     return 0 if clean else 1
+
+
+def raw_channels() -> dict[str, RawChannel]:
+    """Return the channels whose ids a ledger can be compared by."""
+    return {name: RawChannel(item.contract_id, item.ids_of) for name, item in CHANNELS.items() if item.ids_of}
 
 
 def _worst(comparisons: list[Comparison], name: str) -> int:

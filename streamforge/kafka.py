@@ -129,7 +129,8 @@ def producer_config(settings: Settings, *, transactional_id: str | None = None, 
 
 def admin_client(settings: Settings) -> AdminClient:
     """Return an admin client of the cluster."""
-    return AdminClient(client_config(settings))
+    # Below "info": a client that is let go says there how many of its own events nobody asked for.
+    return AdminClient(client_config(settings, log_level=5))
 
 
 def describe_topics(admin: AdminClient, topics: Iterable[str]) -> Mapping[str, TopicIdentity]:

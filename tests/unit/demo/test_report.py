@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamforge.demo_report import DemoReport, ReplayFigures, Verdict, make_report
+from streamforge.demo.report import DemoReport, LedgerFigures, ReplayFigures, Verdict, make_report
 from streamforge.lakehouse.table_freshness import TableAges, quantiles
 
 UNCHANGED = ReplayFigures("market.trades", ["raw-trades-3[0,9)"], 9, committed=False, hash_before="a", hash_after="a")
@@ -25,6 +25,7 @@ def report(**changes: Any) -> DemoReport:
         "wall_s": 9.0,
         "ages": [ages("market.raw_trades", 100, 200, 300), ages("market.trades", 1000, 2000)],
         "verdicts": [Verdict("market.raw_trades", 0, 0), Verdict("market.trades", 0, 0)],
+        "ledger": LedgerFigures(300, 300, 0, 0),
         "replay": UNCHANGED,
         "problems": [],
         "phases": {"live": 3.0},
@@ -49,6 +50,15 @@ def test_report_of_a_good_run_is_ok_and_counts_over_all_tables() -> None:
         ({"verdicts": [Verdict("market.raw_trades", 0, 0), Verdict("market.trades", 0, 3)]}, "3 rows are doubled"),
         ({"verdicts": [Verdict("market.raw_trades", 0, 0)]}, "market.trades was not verified"),
         ({"ages": [ages("market.raw_trades", 1)]}, "market.trades was verified and cannot be read"),
+        (
+            {"verdicts": [Verdict("market.raw_trades", 0, 0), Verdict("market.trades", 0, 0, different=4)]},
+            "4 rows are not what was sent",
+        ),
+        (
+            {"verdicts": [Verdict("market.raw_trades", 0, 0, not_landed=5), Verdict("market.trades", 0, 0)]},
+            "5 offsets did not land",
+        ),
+        ({"ledger": LedgerFigures(300, 290, 3, 7)}, "7 ids that the market sent"),
         ({"events_produced": 0}, "the market sent nothing"),
         ({"problems": ["the writer stopped"]}, "the writer stopped"),
         (

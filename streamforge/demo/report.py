@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from streamforge.contract_model import Contracts
 from streamforge.lakehouse.table_freshness import Quantiles, TableAges, quantiles
+from streamforge.lakehouse.verify import Comparison
+from streamforge.lakehouse.verify_ledger import LedgerComparison
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What verification says of one table: rows that are missing, and rows that are there too often."""
+    """What verification says of one table.
+
+    Args:
+        lost: rows that are missing.
+        doubled: rows that are there too often.
+        different: rows that say something else than their record, or that no record explains.
+        not_landed: offsets that the table has still to pass.
+    """
 
     table: str
     lost: int
     doubled: int
+    different: int = 0
+    not_landed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerFigures:
+    """What became of the ids that the markets' ledgers say were sent.
+
+    Args:
+        sent: ids that were handed to a connection.
+        in_raw: those that the raw topics have.
+        in_gaps: those that they lack and a published gap covers.
+        lost: those that they lack without a word.
+    """
+
+    sent: int
+    in_raw: int
+    in_gaps: int
+    lost: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +99,7 @@ class DemoReport:
         tables: by contract order.
         freshness: ages at commit since receipt, over all rows of all tables that have a receipt.
         event_freshness: since the venue's time.
+        ledger: ids sent against ids captured; None where the demo did not come so far.
         replay: None where the demo did not come so far.
         problems: what went wrong, one sentence each; empty when all is well.
         phases: seconds that each phase took, in order.
@@ -82,6 +112,7 @@ class DemoReport:
     tables: Sequence[TableFigures]
     freshness: Quantiles | None
     event_freshness: Quantiles | None
+    ledger: LedgerFigures | None
     replay: ReplayFigures | None
     problems: Sequence[str]
     phases: Mapping[str, float]
@@ -94,8 +125,8 @@ class DemoReport:
 
     @property
     def lost(self) -> int:
-        """Return how many rows are missing, over all tables."""
-        return sum(item.lost for item in self.tables)
+        """Return how many rows are missing, over all tables, and how many sent ids never reached raw."""
+        return sum(item.lost for item in self.tables) + (self.ledger.lost if self.ledger else 0)
 
     @property
     def doubled(self) -> int:
@@ -128,6 +159,7 @@ class DemoReport:
             "live_s": round(self.live_s, 3),
             "wall_s": round(self.wall_s, 3),
             "tables": {item.table: {k: v for k, v in asdict(item).items() if k != "table"} for item in self.tables},
+            "ledger": None if self.ledger is None else asdict(self.ledger),
             "replay": None
             if self.replay is None
             else asdict(self.replay) | {"changed_nothing": self.replay.changed_nothing},
@@ -144,6 +176,7 @@ def make_report(
     wall_s: float,
     ages: Sequence[TableAges],
     verdicts: Sequence[Verdict],
+    ledger: LedgerFigures | None,
     replay: ReplayFigures | None,
     problems: Sequence[str],
     phases: Mapping[str, float],
@@ -174,20 +207,59 @@ def make_report(
         tables=tables,
         freshness=quantiles(np.concatenate([item.received for item in received])) if received else None,
         event_freshness=quantiles(np.concatenate([item.event for item in received])) if received else None,
+        ledger=ledger,
         replay=replay,
-        problems=[*problems, *_problems(events_produced, ages, by_table, replay)],
+        problems=[*problems, *_problems(events_produced, ages, by_table, ledger, replay)],
         phases=phases,
         files=files,
     )
 
 
+def verdicts(comparisons: Iterable[Comparison], namespace: str, contracts: Contracts) -> list[Verdict]:
+    """Return one verdict a table: the worst of its comparisons, so that nothing is counted twice."""
+    found: dict[str, Verdict] = {}
+    for item in comparisons:
+        table = contracts.of_table(item.table).table
+        name = f"{namespace}.{table.name if table else item.table}"
+        known, tally = found.get(name, Verdict(name, 0, 0)), item.tally
+        found[name] = Verdict(
+            table=name,
+            lost=max(known.lost, tally.lost),
+            doubled=max(known.doubled, tally.doubled),
+            different=max(known.different, tally.different + tally.unexpected),
+            not_landed=max(known.not_landed, item.not_landed),
+        )
+    return list(found.values())
+
+
+def ledger_figures(comparisons: Iterable[LedgerComparison]) -> LedgerFigures:
+    """Return the sum over the markets; after a clean stop an id behind the last captured one is lost too."""
+    found = list(comparisons)
+    return LedgerFigures(
+        sent=sum(item.sent for item in found),
+        in_raw=sum(item.in_raw for item in found),
+        in_gaps=sum(item.explained for item in found),
+        lost=sum(item.unexplained + item.after_last_raw for item in found),
+    )
+
+
 def _problems(
-    events_produced: int, ages: Sequence[TableAges], verdicts: Mapping[str, Verdict], replay: ReplayFigures | None
+    events_produced: int,
+    ages: Sequence[TableAges],
+    verdicts: Mapping[str, Verdict],
+    ledger: LedgerFigures | None,
+    replay: ReplayFigures | None,
 ) -> list[str]:
     found = [f"{item.table} was not verified" for item in ages if item.table not in verdicts]
     found += [f"{name} was verified and cannot be read" for name in verdicts.keys() - {item.table for item in ages}]
     found += [f"{item.table}: {item.lost} rows are lost" for item in verdicts.values() if item.lost]
     found += [f"{item.table}: {item.doubled} rows are doubled" for item in verdicts.values() if item.doubled]
+    found += [
+        f"{item.table}: {item.different} rows are not what was sent" for item in verdicts.values() if item.different
+    ]
+    found += [f"{item.table}: {item.not_landed} offsets did not land" for item in verdicts.values() if item.not_landed]
+    if ledger is not None and ledger.lost:
+        found.append(f"{ledger.lost} ids that the market sent are neither in raw nor in a published gap")
     if not events_produced:
         found.append("the market sent nothing")
     if replay is not None and not replay.changed_nothing:

@@ -1,0 +1,1 @@
+"""The demo: the whole line on a home of its own, and a report of what became of every message."""

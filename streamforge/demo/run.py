@@ -1,0 +1,414 @@
+"""The demo: a platform on a home of its own, a market for a minute, and what became of every message.
+
+    start       broker, topics, writer, bars, parser, market and loader, by the supervisor of `streamforge up`
+    market      until so many events were captured and a minute is over, so that there are bars
+    landing     the market is stopped, then the loader; wait until the tables have all that the topics hold
+    replay      make one offset range of `trades` again: nothing may change
+    verify      compare ledger, topics and tables row by row
+    recordings  where a folder is given: the same with recorded messages, through a market and a loader of their own
+
+A step that fails is a problem in the report and not the end of it: what was lost is said whatever happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+
+from streamforge.contracts import load_contracts
+from streamforge.demo.home import is_demo_home, prepare_home
+from streamforge.demo.market import (
+    RECORDED,
+    Sent,
+    read_sent,
+    recorded_home,
+    with_recorded_market,
+    with_synthetic_market,
+)
+from streamforge.demo.report import (
+    DemoReport,
+    LedgerFigures,
+    ReplayFigures,
+    Verdict,
+    ledger_figures,
+    make_report,
+    verdicts,
+)
+from streamforge.errors import ProcessError, StreamForgeError
+from streamforge.events import CommandKind
+from streamforge.kafka_server import class_path
+from streamforge.lakehouse.catalog import load_table, open_catalog
+from streamforge.lakehouse.content_hash import content_hash, content_schema
+from streamforge.lakehouse.kafka_reader import log_ranges
+from streamforge.lakehouse.line import Line
+from streamforge.lakehouse.replay import replay
+from streamforge.lakehouse.table_freshness import TableAges
+from streamforge.lakehouse.verify import verify_tables
+from streamforge.lakehouse.verify_ledger import RawChannel, verify_ledger
+from streamforge.offsets import OffsetRange
+from streamforge.platform.lifecycle import down, plan_platform, serve
+from streamforge.platform.plan import LOADER, SIMULATOR, PlatformFiles, PlatformPlan
+from streamforge.platform.supervisor import SupervisorClient, read_history, socket_path
+from streamforge.settings import Settings
+from streamforge.supervision import send_command, topic_of
+
+_MARKET_MARGIN_S = 120.0
+_LANDING_TIMEOUT_S = 120.0
+_END_TIMEOUT_S = 60.0
+_RECORDINGS_TIMEOUT_S = 900.0
+_ARRIVAL_TIMEOUT_S = 20.0
+_POLL_S = 0.5
+_ENDED = ("EXITED", "FATAL")
+
+
+class Phase(StrEnum):
+    """What the demo is doing."""
+
+    START = "start"
+    MARKET = "market"
+    LANDING = "landing"
+    REPLAY = "replay"
+    RECORDINGS = "recordings"
+    VERIFY = "verify"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What a demo is asked to do.
+
+    Args:
+        events: messages to capture at least.
+        trades_per_s: mean rate of the simulated market over all its instruments.
+        seed: of the simulated market.
+        recordings_dir: folder with recorded data to replay afterwards.
+        keep: leave the platform running after a good end.
+    """
+
+    events: int = 100_000
+    trades_per_s: float = 2_500.0
+    seed: int = 7
+    recordings_dir: Path | None = None
+    keep: bool = False
+
+
+class Watcher(Protocol):
+    """Who is told what is going on."""
+
+    def phase(self, phase: Phase) -> None:
+        """Hear that a phase begins."""
+
+    def progress(self, done: int, total: int, note: str) -> None:
+        """Hear how far the phase is."""
+
+    def tell(self, text: str) -> None:
+        """Hear a sentence on the side."""
+
+
+def run_demo(
+    settings: Settings, options: DemoOptions, channels: Mapping[str, RawChannel], watcher: Watcher
+) -> DemoReport | None:
+    """Run a demo in the home that `settings` name; return its report, None when it was stopped before the end.
+
+    Args:
+        settings: of the demo's platform; its home is emptied.
+        options: what to do.
+        channels: what the loader captures, to compare it with the ledger.
+        watcher: hears what is going on.
+
+    Raises:
+        ConfigurationError: the home is not a demo's.
+        ProcessError: another demo is at work, or the platform did not start; nothing is left running.
+        StopRequested: a stop signal came while the platform was starting; nothing is left running.
+    """
+    home = settings.home_path
+    home.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home.parent / f"{home.name}.lock", timeout=0)
+    try:
+        with lock:
+            return _Demo(settings, options, channels, watcher).run()
+    except Timeout as error:
+        msg = f"another demo is at work in {home}. Wait for its end, or set STREAMFORGE_HOME to another folder"
+        raise ProcessError(msg) from error
+
+
+@dataclass(slots=True)
+class _PhaseClock:
+    """Measures phases, one after the other."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+    _current: str | None = None
+    _since_s: float = 0.0
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase and end the one before."""
+        self.stop()
+        self._current, self._since_s = phase, time.monotonic()
+
+    def stop(self) -> None:
+        """End the phase that runs."""
+        if self._current is not None:
+            self.phases[self._current] = time.monotonic() - self._since_s
+        self._current = None
+
+    @property
+    def total_s(self) -> float:
+        """Return the seconds of all phases that have ended."""
+        return sum(self.phases.values())
+
+
+class _Demo:
+    """One run."""
+
+    def __init__(
+        self, settings: Settings, options: DemoOptions, channels: Mapping[str, RawChannel], watcher: Watcher
+    ) -> None:
+        self._settings = settings
+        self._options = options
+        self._channels = channels
+        self._watcher = watcher
+        self._files = PlatformFiles(settings.home_path)
+        self._contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
+        self._client = SupervisorClient(socket_path(self._files))
+        self._clock = _PhaseClock()
+        self._problems: list[str] = []
+        self._sent: list[Sent] = []
+        self._ages: list[TableAges] = []
+        self._verdicts: list[Verdict] = []
+        self._ledger: LedgerFigures | None = None
+        self._replay: ReplayFigures | None = None
+        self._is_done = False
+
+    def run(self) -> DemoReport | None:
+        """Run all phases and stop what was started."""
+        self._enter(Phase.START)
+        if is_demo_home(self._settings.home_path):
+            down(self._settings, self._watcher.tell)
+        prepare_home(self._settings.home_path)
+        class_path()
+        keep = self._options.keep
+        try:
+            serve(
+                self._settings,
+                self._files,
+                self._plan(),
+                detach=keep,
+                tell=self._watcher.tell,
+                ready=lambda _: None,
+                hold=self._work,
+            )
+        finally:
+            if keep and not (self._is_done and self._report().ok):
+                down(self._settings, self._watcher.tell)
+        self._clock.stop()
+        return self._report() if self._is_done else None
+
+    def _report(self) -> DemoReport:
+        home = self._settings.home_path
+        return make_report(
+            events_produced=sum(item.messages for item in self._sent),
+            live_s=sum(item.span_s for item in self._sent),
+            wall_s=self._clock.total_s,
+            ages=self._ages,
+            verdicts=self._verdicts,
+            ledger=self._ledger,
+            replay=self._replay,
+            problems=self._problems,
+            phases=self._clock.phases,
+            files={
+                "home": str(home),
+                "tables": str(home / "warehouse"),
+                "catalog": str(home / "catalog.db"),
+                "ledger": str(self._files.ledger),
+                "logs": str(self._files.logs),
+            },
+        )
+
+    def _plan(self) -> PlatformPlan:
+        options = self._options
+        plan = plan_platform(self._settings, simulator=True, remember=True)
+        plan = with_synthetic_market(plan, trades_per_s=options.trades_per_s, seed=options.seed)
+        if options.recordings_dir is None:
+            return plan
+        return with_recorded_market(plan, self._settings, options.recordings_dir)
+
+    # What is done while it runs
+
+    def _work(self) -> None:
+        line = Line(self._settings, self._contracts)
+        for phase, step in (
+            (Phase.MARKET, lambda: self._run_market(line)),
+            (Phase.LANDING, lambda: self._land(line, SIMULATOR, LOADER, self._files.ledger)),
+            (Phase.REPLAY, self._replay_range),
+        ):
+            self._attempt(phase, step)
+        # Before recorded messages come: their event times are years old.
+        self._ages = line.ages()
+        if self._options.recordings_dir is not None:
+            self._attempt(Phase.RECORDINGS, lambda: self._run_recordings(line))
+        self._attempt(Phase.VERIFY, lambda: self._verify(line))
+        self._problems += self._unexpected_ends()
+        self._is_done = True
+        if self._options.keep:
+            for name in (SIMULATOR, LOADER):
+                self._client.start(name)
+        self._enter(Phase.STOP)
+
+    def _attempt(self, phase: Phase, step: Callable[[], None]) -> None:
+        self._enter(phase)
+        try:
+            step()
+        except StreamForgeError as error:
+            self._problems.append(f"{phase}: {error}")
+            self._watcher.tell(f"{phase} failed: {error}")
+
+    def _enter(self, phase: Phase) -> None:
+        self._clock.enter(phase)
+        self._watcher.phase(phase)
+
+    def _run_market(self, line: Line) -> None:
+        """Wait until enough was captured and the first bars are in their table."""
+        wanted = self._options.events
+        deadline_s = time.monotonic() + wanted / self._options.trades_per_s + _MARKET_MARGIN_S
+        while True:
+            state = line.look()
+            captured = state.log_end["raw-trades"] + state.log_end["raw-depth"]
+            bars = state.rows["bars"]
+            note = f"{sum(state.rows.values()):,} rows landed, {'bars are there' if bars else 'the minute runs'}"
+            self._watcher.progress(min(captured, wanted), wanted, note)
+            if captured >= wanted and bars:
+                return
+            self._require_running(SIMULATOR, LOADER)
+            if time.monotonic() > deadline_s:
+                msg = f"captured {captured:,} of {wanted:,} events and landed {bars} bars before the time was over"
+                raise ProcessError(msg)
+            time.sleep(_POLL_S)
+
+    def _land(self, line: Line, simulator: str, loader: str, ledger: Path) -> None:
+        """Stop the market, then its loader, and wait until the tables have everything."""
+        before = sum(item.messages for item in self._sent)
+        if simulator == SIMULATOR:
+            self._stop(simulator, f"{SIMULATOR}/0")
+        sent = read_sent(ledger)
+        self._sent.append(sent)
+        self._wait_for_arrival(line, before + sent.messages)
+        self._stop(loader, f"{LOADER}/{RECORDED if loader != LOADER else 0}")
+        line.wait_until_landed(
+            _LANDING_TIMEOUT_S,
+            on_look=lambda name, state: self._watcher.progress(
+                len(state.conditions) - len(state.missing), len(state.conditions), f"{name} reaches its table"
+            ),
+        )
+
+    def _wait_for_arrival(self, line: Line, messages: int) -> None:
+        """Wait until the raw topics have what the market sent; what never comes is for verification to tell."""
+        deadline_s = time.monotonic() + _ARRIVAL_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            state = line.look()
+            captured = state.log_end["raw-trades"] + state.log_end["raw-depth"]
+            self._watcher.progress(captured, messages, "the last messages reach the raw topics")
+            if captured >= messages:
+                return
+            time.sleep(_POLL_S)
+
+    def _stop(self, name: str, target: str) -> None:
+        """Tell a process to stop over `queue-control` and wait until it has ended."""
+        command = CommandKind.STOP
+        send_command(self._settings, self._contracts, target=target, command=command, issued_by="demo")
+        self._wait_for_end(name, _END_TIMEOUT_S)
+
+    def _wait_for_end(self, name: str, timeout_s: float, *, on_look: Callable[[], None] = lambda: None) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while (found := self._client.processes()[name]).state not in _ENDED:
+            if time.monotonic() > deadline_s:
+                msg = f"{name} did not end within {timeout_s:g} s; see {self._files.logs / name}.out"
+                raise ProcessError(msg)
+            on_look()
+            time.sleep(_POLL_S)
+        if found.exit_code:
+            msg = f"{name} ended with exit code {found.exit_code}; see {self._files.logs / name}.out"
+            raise ProcessError(msg)
+
+    def _require_running(self, *names: str) -> None:
+        found = self._client.processes()
+        for name in names:
+            if found[name].state in _ENDED:
+                msg = f"{name} ended with exit code {found[name].exit_code}; see {self._files.logs / name}.out"
+                raise ProcessError(msg)
+
+    def _replay_range(self) -> None:
+        """Make the middle third of the busiest topic-partition of raw trades again."""
+        logs = log_ranges(self._settings, [topic_of(self._contracts, "raw-trades").name])
+        item, log = max(logs.items(), key=lambda entry: entry[1].stable_end - entry[1].log_start)
+        third = (log.stable_end - log.log_start) // 3
+        wanted = OffsetRange(item.topic, item.partition, log.log_start + third, log.log_start + 2 * third)
+        before = self._table_hash()
+        done = replay(
+            self._settings,
+            self._contracts,
+            "trades",
+            [wanted],
+            progress=lambda stage, done, total: self._watcher.progress(done, total, stage),
+        )
+        self._replay = ReplayFigures(
+            table=done.plan.table,
+            ranges=[str(each) for each in done.plan.ranges],
+            rows=done.plan.counts.after,
+            committed=done.committed is not None,
+            hash_before=before,
+            hash_after=self._table_hash(),
+        )
+
+    def _table_hash(self) -> str:
+        contract = self._contracts["trades"]
+        schema = content_schema(contract)
+        table = load_table(open_catalog(self._settings), self._settings, contract)
+        return str(content_hash(table.scan(selected_fields=tuple(schema.names)).to_arrow(), schema))
+
+    def _run_recordings(self, line: Line) -> None:
+        """Replay the recordings through a market and a loader of their own, and let them land."""
+        simulator, loader = f"{RECORDED}-{SIMULATOR}", f"{RECORDED}-{LOADER}"
+        self._client.start(simulator)
+        self._client.start(loader)
+        first = sum(item.messages for item in self._sent)
+
+        def tell() -> None:
+            state = line.look()
+            captured = state.log_end["raw-trades"] + state.log_end["raw-depth"] - first
+            self._watcher.progress(0, 0, f"{captured:,} recorded messages captured")
+
+        self._wait_for_end(simulator, _RECORDINGS_TIMEOUT_S, on_look=tell)
+        self._land(line, simulator, loader, recorded_home(self._settings) / "ledger")
+
+    def _verify(self, line: Line) -> None:
+        """Compare every table with its topics and with what was sent."""
+        comparisons = verify_tables(
+            self._settings,
+            self._contracts,
+            progress=lambda what, done, total: self._watcher.progress(done, total, what),
+        )
+        self._ages = [
+            replace(item, rows=rows) for item, rows in zip(self._ages, line.look().rows.values(), strict=True)
+        ]
+        self._verdicts = verdicts(comparisons, self._settings.namespace, self._contracts)
+        folders = [self._files.ledger, recorded_home(self._settings) / "ledger"]
+        self._watcher.progress(0, 0, "ids of the ledger")
+        self._ledger = ledger_figures(
+            verify_ledger(self._settings, self._contracts, folder, self._channels)
+            for folder in folders
+            if folder.is_dir()
+        )
+
+    def _unexpected_ends(self) -> list[str]:
+        """Return a sentence for each process that came back during the demo: none should have to."""
+        return [
+            f"{name} was restarted {history.restarts} times ({history.last_end}); see {self._files.logs / name}.out"
+            for name, history in read_history(self._files).items()
+            if history.restarts
+        ]

@@ -1,0 +1,129 @@
+"""The running line seen from outside: what lies in the topics, what has landed, and when all of it has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pyiceberg.table import Table
+
+from streamforge.contract_model import Contract, Contracts
+from streamforge.lakehouse.barrier import Barrier, BarrierState
+from streamforge.lakehouse.catalog import load_table, open_catalog
+from streamforge.lakehouse.commit import view_of
+from streamforge.lakehouse.kafka_reader import topic_partitions
+from streamforge.lakehouse.manifests import TOTAL_RECORDS
+from streamforge.lakehouse.table_freshness import TableAges, read_ages
+from streamforge.log_reader import log_ends, log_starts
+from streamforge.offsets import OffsetRange, TopicPartition
+from streamforge.settings import Settings
+from streamforge.supervision import topic_of
+
+_MADE_BY = {"trades": ("parser", "raw-trades"), "bars": ("bars", "trades")}
+"""Consumer group and source of the tables that a processor stands before."""
+
+_FLOW = ("raw-depth", "raw-trades", "trades", "bars", "market-gaps")
+"""What is fed comes behind what feeds it: only then is it known where its topic ends."""
+
+Look = Callable[[str, BarrierState], None]
+"""Hears of which contract is waited for, and how far it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineState:
+    """How far each landed contract is, by contract id.
+
+    Args:
+        log_end: end offsets of the topic, summed: its records, and the commit markers where it has them.
+        lag: log end minus the table's `next_offset`, summed.
+        rows: rows of the table.
+    """
+
+    log_end: Mapping[str, int]
+    lag: Mapping[str, int]
+    rows: Mapping[str, int]
+
+
+class Line:
+    """Looks at topics and tables of one platform; it changes nothing.
+
+    Args:
+        settings: which cluster and catalog.
+        contracts: topics and tables.
+
+    Raises:
+        ConfigurationError: the catalog cannot be opened.
+    """
+
+    def __init__(self, settings: Settings, contracts: Contracts) -> None:
+        self._settings = settings
+        self._contracts = contracts
+        self._catalog = open_catalog(settings)
+        self._partitions: Sequence[TopicPartition] = ()
+        self.landed: Sequence[Contract] = tuple(contracts[name] for name in _FLOW)
+
+    def look(self) -> LineState:
+        """Return how far everything is now.
+
+        Raises:
+            ConfigurationError: a table does not exist yet.
+            RetryableSourceError: the broker does not answer.
+        """
+        names = {item.id: topic_of(self._contracts, item.id).name for item in self.landed}
+        self._partitions = self._partitions or topic_partitions(self._settings, names.values())
+        ends = log_ends(self._settings, self._partitions)
+        log_end, lag, rows = {}, {}, {}
+        for contract in self.landed:
+            mine = {item.partition: end for item, end in ends.items() if item.topic == names[contract.id]}
+            table = load_table(self._catalog, self._settings, contract)
+            reached = _next_offsets(table, names[contract.id])
+            log_end[contract.id] = sum(mine.values())
+            lag[contract.id] = sum(end - reached.get(partition, 0) for partition, end in mine.items())
+            rows[contract.id] = _rows(table)
+        return LineState(log_end, lag, rows)
+
+    def wait_until_landed(self, timeout_s: float, *, on_look: Look = lambda _name, _state: None) -> None:
+        """Wait until everything that lies in the topics now is processed and in the tables.
+
+        The topics are taken in the order of the flow, so that what a processor makes on the way is waited for too.
+
+        Raises:
+            RetryableSourceError: it is not within `timeout_s`; says who is behind and by how much.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        for contract in self.landed:
+            left_s = max(1.0, deadline_s - time.monotonic())
+            barrier = self._barrier(contract)
+            if barrier.ranges:
+                barrier.wait(left_s, on_look=lambda state, name=contract.id: on_look(name, state))  # type: ignore[misc]
+
+    def ages(self) -> list[TableAges]:
+        """Return how old the rows of each table were when they landed."""
+        return [read_ages(self._catalog, self._settings, self._contracts, item) for item in self.landed]
+
+    def _barrier(self, contract: Contract) -> Barrier:
+        topic = topic_of(self._contracts, contract.id).name
+        kind, source = _MADE_BY.get(contract.id, (None, contract.id))
+        partitions = topic_partitions(self._settings, [topic_of(self._contracts, source).name])
+        starts, ends = log_starts(self._settings, partitions), log_ends(self._settings, partitions)
+        return Barrier(
+            settings=self._settings,
+            ranges=[OffsetRange(item.topic, item.partition, starts[item], end) for item, end in ends.items() if end],
+            table=contract.id,
+            group=None if kind is None else f"{self._settings.topic_prefix}{kind}",
+            topic=topic,
+            next_offsets=lambda: _next_offsets(load_table(self._catalog, self._settings, contract), topic),
+        )
+
+
+def _next_offsets(table: Table, topic: str) -> Mapping[int, int]:
+    state = view_of(table).state
+    epoch = state.epoch_of(topic)
+    return {} if epoch is None else state.next_offsets(epoch)
+
+
+def _rows(table: Table) -> int:
+    snapshot = table.current_snapshot()
+    summary = snapshot.summary.additional_properties if snapshot and snapshot.summary else {}
+    return int(summary.get(TOTAL_RECORDS, 0))
