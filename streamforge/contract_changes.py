@@ -290,7 +290,7 @@ def _compare_terms(old: Contract, new: Contract) -> Iterator[Change]:
         lowered = new.compatibility is Compatibility.NONE
         detail = f"from {old.compatibility} to {new.compatibility}"
         yield _change("contract", "compatibility_changed", detail, breaking=lowered)
-    for name in ("owner", "purpose", "limitations", "freshness_s"):
+    for name in ("owner", "purpose", "limitations", "freshness_s", "inputs"):
         if getattr(old, name) != getattr(new, name):
             detail = f"from {getattr(old, name)!r} to {getattr(new, name)!r}"
             yield _change("contract", f"{name}_changed", detail, breaking=False)
