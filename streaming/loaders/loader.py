@@ -33,7 +33,7 @@ HEALTHY_AFTER_S = 10.0
 
 _POLL_S = 0.005
 _CONTROL_S = 0.2
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _log = structlog.get_logger(__name__)
 
 
@@ -49,8 +49,16 @@ class LoadReport:
     wall_s: float
 
 
-async def load(settings: LoaderSettings, contracts: Contracts, request: LoadRequest) -> LoadReport:
+async def load(
+    settings: LoaderSettings,
+    contracts: Contracts,
+    request: LoadRequest,
+    *,
+    stop_signals: Sequence[signal.Signals] = STOP_SIGNALS,
+) -> LoadReport:
     """Load until told to stop, by signal, command, duration or number of frames.
+
+    `stop_signals` has to be empty outside of the main thread.
 
     Raises:
         ConfigurationError: a symbol, channel or topic does not exist.
@@ -62,7 +70,15 @@ async def load(settings: LoaderSettings, contracts: Contracts, request: LoadRequ
     tail = await _when_broker_answers(
         settings, lambda: read_tail(settings, contracts, channels, settings.loader_tail_records)
     )
-    return await Loader(settings, contracts, request, channels, tail).run(streams)
+    loader = Loader(settings, contracts, request, channels, tail)
+    loop = asyncio.get_running_loop()
+    for name in stop_signals:
+        loop.add_signal_handler(name, loader.stop)
+    try:
+        return await loader.run(streams)
+    finally:
+        for name in stop_signals:
+            loop.remove_signal_handler(name)
 
 
 async def plan(request: LoadRequest) -> list[Stream]:
@@ -115,9 +131,6 @@ class Loader:
             SourceError: the producer cannot go on.
         """
         started_s = time.monotonic()
-        loop = asyncio.get_running_loop()
-        for name in _STOP_SIGNALS:
-            loop.add_signal_handler(name, self._stop.set)
         await asyncio.to_thread(self._reporter.open)
         await self._add_streams(streams)
         work = [self._serve_sink(), self._obey()]
@@ -131,11 +144,13 @@ class Loader:
         failure = next(iter(failures), self._sink.fatal)
         counters = self._reporter.counters()
         self._reporter.close(failure, unsaid)
-        for name in _STOP_SIGNALS:
-            loop.remove_signal_handler(name)
         if failure is not None:
             raise failure
         return LoadReport(counters, unsaid, time.monotonic() - started_s)
+
+    def stop(self) -> None:
+        """Ask it to stop."""
+        self._stop.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` beside; where it ends otherwise than by cancelling, the loader stops."""
@@ -157,11 +172,11 @@ class Loader:
     async def _obey(self) -> None:
         """Hear commands, keep the desired state, say how it goes."""
         is_paused = True
+        self._is_started = True
         while True:
             commands = self._reporter.heard()
             if self._reporter.is_paused != is_paused:
                 is_paused = self._reporter.is_paused
-                self._is_started = True
                 if is_paused:
                     for failure in await self._disconnect():
                         raise failure

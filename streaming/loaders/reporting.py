@@ -56,6 +56,7 @@ class Reporter:
             settings, contracts, self._identity, metrics_port=None if self._server is None else self._server.port
         )
         self._control = ControlListener(settings, contracts, self._identity)
+        self._heard_early: list[Command] = []
         self._reconnects = 0
         self._state = ProcessState.STARTING
         self._said_at_s = 0.0
@@ -69,11 +70,12 @@ class Reporter:
     def open(self) -> None:
         """Say that the loader is there and learn the desired state."""
         self._events.started(self._status())
-        self._control.wait_until_caught_up(_CAUGHT_UP_S)
+        self._heard_early = self._control.wait_until_caught_up(_CAUGHT_UP_S)
 
     def heard(self) -> list[Command]:
         """Return the commands that came since the last call."""
-        return self._control.poll()
+        early, self._heard_early = self._heard_early, []
+        return [*early, *self._control.poll()]
 
     def answer(self, command: Command, state: ProcessState) -> None:
         """Answer a command with the state after obeying."""

@@ -21,6 +21,7 @@ from tests.conftest import MakeTopics
 from tests.loader_support import (
     LOADER_CONTRACTS,
     LoaderProcess,
+    LoaderThread,
     SmallVenue,
     depth_frame,
     header,
@@ -54,15 +55,6 @@ def _limit_record_size(admin: AdminClient, topic: str, size_bytes: int) -> None:
         future.result()
 
 
-def loader_of(platform: Settings, venue: SmallVenue, *arguments: str, **environment: str) -> LoaderProcess:
-    return LoaderProcess(
-        platform,
-        (venue.ws_url, venue.rest_url),
-        ("--symbols", "BTCUSDT", *arguments),
-        {f"STREAMFORGE_{name.upper()}": value for name, value in environment.items()},
-    )
-
-
 def test_frames_of_every_kind_reach_raw_untouched(platform: Settings, contracts: Contracts, venue: SmallVenue) -> None:
     odd = [
         b'{"stream":"btcusdt@trade","data":\xff\xfe not JSON and not UTF-8',
@@ -71,7 +63,7 @@ def test_frames_of_every_kind_reach_raw_untouched(platform: Settings, contracts:
         b'{"result":null,"id":4711}',
         b"garbage",
     ]
-    with loader_of(platform, venue, "--symbols", "BTCUSDT,ETHUSDT") as loader:
+    with LoaderThread(platform, contracts, venue, symbols=("BTCUSDT", "ETHUSDT")) as loader:
         venue.wait_subscribed(4)
         venue.send(trade_frame(7), depth_frame(20, 25), trade_frame(3, symbol="ETHUSDT"), *odd)
         whole = trade_frame(8)
@@ -96,7 +88,7 @@ def test_frames_of_every_kind_reach_raw_untouched(platform: Settings, contracts:
 def test_reconnect_publishes_the_span_that_was_not_heard(
     platform: Settings, contracts: Contracts, venue: SmallVenue
 ) -> None:
-    with loader_of(platform, venue) as loader:
+    with LoaderThread(platform, contracts, venue) as loader:
         venue.wait_subscribed(2)
         venue.send(trade_frame(1), trade_frame(2), trade_frame(3), depth_frame(10, 12))
         wait_for_records(platform, contracts, "raw-trades", 3)
@@ -121,7 +113,7 @@ def test_reconnect_publishes_the_span_that_was_not_heard(
 def test_jump_in_a_connection_is_published_and_late_or_doubled_frames_are_not(
     platform: Settings, contracts: Contracts, venue: SmallVenue
 ) -> None:
-    with loader_of(platform, venue) as loader:
+    with LoaderThread(platform, contracts, venue) as loader:
         venue.wait_subscribed(2)
         venue.send(trade_frame(1), trade_frame(2), trade_frame(5), trade_frame(3), trade_frame(5), trade_frame(6))
         venue.send(depth_frame(1, 5), depth_frame(6, 9), depth_frame(12, 15))
@@ -141,14 +133,14 @@ def test_sigkill_at_any_moment_leaves_no_id_outside_of_a_gap(
 ) -> None:
     sent = 0
     for start in range(1, 4):
-        with loader_of(platform, venue) as loader:
+        with LoaderProcess(platform, (venue.ws_url, venue.rest_url), ("--symbols", "BTCUSDT")) as loader:
             venue.wait_subscribed(2, connections=start)
             for _ in range(20):
                 venue.send(*(trade_frame(number) for number in range(sent + 1, sent + 101)))
                 sent += 100
             loader.kill()
             sent += 5
-    with loader_of(platform, venue) as loader:
+    with LoaderProcess(platform, (venue.ws_url, venue.rest_url), ("--symbols", "BTCUSDT")) as loader:
         venue.wait_subscribed(2, connections=4)
         venue.send(trade_frame(sent + 1))
         sent += 1
@@ -165,7 +157,7 @@ def test_frame_that_the_broker_refuses_is_a_gap_and_the_rest_goes_on(
     platform: Settings, contracts: Contracts, venue: SmallVenue, admin: AdminClient
 ) -> None:
     _limit_record_size(admin, topic_name(contracts, "raw-trades"), 100_000)
-    with loader_of(platform, venue) as loader:
+    with LoaderThread(platform, contracts, venue) as loader:
         venue.wait_subscribed(2)
         venue.send(trade_frame(1))
         wait_for_records(platform, contracts, "raw-trades", 1)
