@@ -1,0 +1,158 @@
+"""The command line itself: every command loads and teaches, bad input ends in a sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.app import COMMANDS, app
+from streamforge import __version__
+from streamforge.processes import choose_free_port
+
+pytestmark = pytest.mark.usefixtures("restored_logging")
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STREAMFORGE_HOME", str(tmp_path / "home"))
+
+
+def _call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_version_is_printed() -> None:
+    result = _call("--version")
+    assert (result.exit_code, result.stdout) == (0, f"streamforge {__version__}\n")
+
+
+def test_help_lists_every_command_without_loading_any() -> None:
+    code = (
+        "import sys; from cli.app import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(sorted({'pyarrow', 'confluent_kafka', 'pyiceberg', 'jgo'} & sys.modules.keys()), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr == "[]\n"
+    assert all(str(command.name) in result.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.name))
+def test_every_command_loads_and_has_help(command: object) -> None:
+    result = _call(str(getattr(command, "name", "")), "--help")
+    assert result.exit_code == 0, result.output
+    assert "Usage" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["--no-such-option"],
+        ["broker"],
+        ["broker", "nope"],
+        ["broker", "start", "--timeout-s", "soon"],
+        ["broker", "start", "--timeout-s", "0"],
+        ["broker", "stop", "--deadline-s", "-1"],
+        ["broker", "status", "--output", "xml"],
+        ["topics", "describe"],
+        ["up", "extra"],
+        ["down", "--now"],
+        ["status", "--output", "yaml"],
+        ["doctor", "everything"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2_with_a_sentence_and_no_traceback(arguments: list[str]) -> None:
+    result = _call(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert "Usage" in result.output
+
+
+@pytest.mark.parametrize("arguments", [["topics", "list"], ["topics", "create", "--dry-run"]], ids=" ".join)
+def test_no_broker_yet_exits_2_and_says_how_to_start_one(arguments: list[str]) -> None:
+    result = _call(*arguments, "--output", "json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"] == "ConfigurationError"
+    assert "streamforge broker start" in result.output
+
+
+def test_unknown_contract_exits_2_and_names_those_there_are() -> None:
+    result = _call("topics", "describe", "tradez")
+    assert result.exit_code == 2
+    assert "tradez" in result.output
+    assert "raw-trades" in result.output
+
+
+def test_wrong_setting_exits_2_and_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMFORGE_TOPIC_PREFIX", "no spaces!")
+    result = _call("broker", "status")
+    assert result.exit_code == 2
+    assert "STREAMFORGE_TOPIC_PREFIX" in result.output
+
+
+@pytest.mark.parametrize("action", ["start", "stop", "run"])
+def test_broker_command_with_external_cluster_exits_2_and_does_nothing(
+    action: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STREAMFORGE_BOOTSTRAP_SERVERS", "kafka.example:9092")
+    result = _call("broker", action)
+    assert result.exit_code == 2
+    assert "external cluster" in result.output
+    assert not (tmp_path / "home" / "broker").exists()
+
+
+def test_broker_status_before_the_first_start_is_stopped_and_says_what_to_do() -> None:
+    result = _call("broker", "status", "--output", "json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert (found["state"], found["address"]) == ("stopped", None)
+    assert "broker start" in found["advice"]
+
+
+def test_status_before_the_first_up_exits_1_and_says_so() -> None:
+    result = _call("status", "--output", "json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert (found["is_well"], found["processes"]) == (False, [])
+    assert "streamforge up" in found["notes"][0]
+
+
+def test_down_with_nothing_running_is_harmless() -> None:
+    result = _call("down", "--output", "json")
+    assert (result.exit_code, json.loads(result.stdout)) == (0, {"stopped": []})
+
+
+def test_up_dry_run_shows_the_plan_and_changes_nothing(tmp_path: Path) -> None:
+    result = _call("up", "--dry-run", "--no-simulator", "--output", "json")
+    assert result.exit_code == 0, result.output
+    names = [process["name"] for process in json.loads(result.stdout)["processes"]]
+    assert names == ["broker", "writer", "bars", "parser", "loader"]
+    assert not (tmp_path / "home").exists()
+
+
+def test_doctor_exits_1_on_a_problem_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMFORGE_BOOTSTRAP_SERVERS", f"127.0.0.1:{choose_free_port()}")
+    result = _call("doctor", "--output", "json")
+    assert result.exit_code == 1
+    findings = {finding["check"]: finding for finding in json.loads(result.stdout)["findings"]}
+    assert {check for check, finding in findings.items() if finding["level"] == "problem"} == {"broker"}
+    assert "STREAMFORGE_BOOTSTRAP_SERVERS" in findings["broker"]["advice"]
+    assert "refused" in findings["catalog"]["found"]
+
+
+def test_doctor_reports_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    monkeypatch.setenv("STREAMFORGE_HOME", str(tmp_path / "file"))
+    result = _call("doctor", "--output", "json")
+    assert result.exit_code == 1
+    problems = {f["check"]: f["advice"] for f in json.loads(result.stdout)["findings"] if f["level"] == "problem"}
+    assert "STREAMFORGE_HOME" in problems["home"]
