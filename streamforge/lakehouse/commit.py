@@ -186,6 +186,7 @@ def commit_snapshot(
 
     Raises:
         FilesGoneError: a file to be removed is gone; certainly nothing landed.
+        CommitError: manifests could not be written; certainly nothing landed.
         CommitConflictError: others were always faster; certainly nothing landed.
         CommitUnknownError: the outcome could not be found out before the deadline.
     """
@@ -194,7 +195,7 @@ def commit_snapshot(
     for attempt in range(1, 1_000_000):
         view = view_of(table)
         properties = decide(view)
-        staged = stage_snapshot(table, draft, properties)
+        staged = _stage(table, draft, properties)
         _step(steps, "staged")
         try:
             landed = send_once(table, staged.updates, staged.requirements)
@@ -305,6 +306,17 @@ def refresh(table: Table) -> Table:
         raise CommitError(msg) from error
     except CATALOG_ERRORS as error:
         msg = f"table {table_name(table)} cannot be loaded: {type(error).__name__}: {error}"
+        raise CommitError(msg) from error
+
+
+def _stage(table: Table, draft: SnapshotDraft, properties: Mapping[str, str]) -> StagedSnapshot:
+    try:
+        return stage_snapshot(table, draft, properties)
+    except CATALOG_ERRORS as error:
+        msg = (
+            f"table {table_name(table)}: the manifests of a commit could not be written: {type(error).__name__}: "
+            f"{error}. Nothing was sent; free space or mend the storage and start again"
+        )
         raise CommitError(msg) from error
 
 

@@ -6,6 +6,7 @@ checks must fail. What the rule guards against can so be seen to happen.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,14 @@ from pyiceberg.table.update import AssertTableUUID, SetPropertiesUpdate
 
 from streamforge.errors import (
     CommitConflictError,
+    CommitError,
     CommitUnknownError,
     FencedError,
     HistoryRolledBackError,
     StreamForgeError,
     TopicIdentityError,
 )
-from streamforge.lakehouse import commit
+from streamforge.lakehouse import commit, manifests
 from streamforge.lakehouse.protocol import CLEAR, Comparison, SourceIdentity, Verdict
 from tests.table_rig import IDENTITY, Rig, before_send
 
@@ -370,6 +372,20 @@ def test_two_writers_given_one_partition_one_wins_and_the_other_is_fenced(rig: R
         first.land(10)
     assert error.value.exit_code == 3
     second.land(10)
+    rig.assert_exact(10)
+
+
+def test_commit_without_space_for_manifests_sends_nothing_and_goes_on_afterwards(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = rig.writer()
+    writer.claim()
+    with monkeypatch.context() as full:
+        full.setattr(manifests, "write_manifest_list", _raise(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(CommitError, match="No space left on device"):
+            writer.land(10)
+    rig.assert_exact(0)
+    writer.land(10)
     rig.assert_exact(10)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Any
+
 import pytest
 from confluent_kafka import TopicPartition as KafkaTopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
+from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 
 from streamforge.contracts import Contracts
-from streamforge.errors import ConfigurationError
+from streamforge.errors import CommitUnknownError, ConfigurationError
 from streamforge.kafka import describe_topics
-from streamforge.lakehouse import table_writer
+from streamforge.lakehouse import commit, table_writer
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.commit import COMMIT_ID_KEY, view_of
 from streamforge.lakehouse.maintenance import Maintenance
@@ -209,8 +213,57 @@ def test_writer_records_removed_before_they_landed_is_a_retention_gap_until_acce
     assert sum(table_identities(settings, contracts).values()) == 7
 
 
-def _wrote(snapshot: Snapshot) -> bool:
-    return snapshot.summary is not None and snapshot.summary["streamforge.kind"] == "write"
+def test_writer_without_space_for_data_stops_and_a_restart_loses_nothing(
+    platform: Settings, make_topics: MakeTopics, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    contracts = make_topics(*TRADE_TOPICS)
+    settings = writer_settings(platform)
+    topic = topic_of(contracts, "trades").name
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    produce(settings, topic, trades(10))
+    with monkeypatch.context() as disk:
+        disk.setattr(commit, "write_data_files", full)
+        with running_writer(settings, contracts) as writer:
+            assert writer.join(60) == 1
+    assert "No space left on device" in "".join(capfd.readouterr())
+    with running_writer(settings, contracts) as again:
+        wait_for_landed(settings, contracts, topic, writer=again)
+    assert table_identities(settings, contracts) == topic_identities(settings, topic)
+
+
+def test_writer_whose_table_is_elsewhere_forgets_the_batch_seeks_and_goes_on(
+    platform: Settings, make_topics: MakeTopics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that was lost, and a look that did not find the commit: the next compare says that we are behind."""
+    contracts = make_topics(*TRADE_TOPICS)
+    settings = writer_settings(platform)
+    topic = topic_of(contracts, "trades").name
+    real, lost = commit.send_once, [True]
+
+    def send(table: Table, *arguments: Any) -> Table:
+        landed = real(table, *arguments)
+        if lost and table.name()[-1] == "trades" and _wrote(landed.current_snapshot()):
+            lost.pop()
+            msg = "the answer was lost"
+            raise CommitUnknownError(msg)
+        return landed
+
+    monkeypatch.setattr(commit, "send_once", send)
+    monkeypatch.setattr(commit, "has_landed", lambda *_: False)
+    with running_writer(settings, contracts) as writer:
+        for number in range(3):
+            produce(settings, topic, trades(10, start=number * 10))
+            wait_for_landed(settings, contracts, topic, writer=writer)
+    assert not lost
+    assert writer.metrics.counters()["commit_conflicts"] == 1
+    assert table_identities(settings, contracts) == topic_identities(settings, topic)
+
+
+def _wrote(snapshot: Snapshot | None) -> bool:
+    return snapshot is not None and snapshot.summary is not None and snapshot.summary["streamforge.kind"] == "write"
 
 
 def _landed(settings: Settings, contracts: Contracts) -> int:
