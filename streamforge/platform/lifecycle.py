@@ -140,10 +140,13 @@ def down(settings: Settings, tell: Tell) -> list[str]:
     """Stop all that runs in this home, supervisor first, broker last; return the names of what was stopped."""
     files = PlatformFiles(settings.home_path)
     stopped = _stop_all(files, tell)
-    if not settings.bootstrap_servers and broker.status(settings).pid is not None:
-        tell("stopping the broker")
-        broker.stop(settings)
-        stopped.append(BROKER)
+    if not settings.bootstrap_servers:
+        state = broker.status(settings)
+        if state.pid is not None:
+            tell("stopping the broker")
+            stopped.append(BROKER)
+        if state.state is not BrokerState.STOPPED:
+            broker.stop(settings)  # of one that has ended it forgets the pid
     return stopped
 
 
