@@ -61,8 +61,8 @@ from streamforge.topics import create_topics
 
 Tell = Callable[[str], None]
 
-_SUPERVISOR_TIMEOUT_S = 20.0
-_BROKER_TIMEOUT_S = 90.0
+_SUPERVISOR_TIMEOUT_S = 60.0
+_BROKER_TIMEOUT_S = 180.0
 _READY_TIMEOUT_S = 120.0
 _MARGIN_S = 15.0
 _POLL_S = 0.1

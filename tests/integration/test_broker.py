@@ -27,6 +27,9 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
+# Long only when something is wrong: machines of tests are slow and shared.
+_WITHIN_S = 120.0
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Settings]:
@@ -48,7 +51,7 @@ def _read(address: str | None) -> bytes | None:
     consumer = Consumer({"bootstrap.servers": address, "group.id": "reader", "auto.offset.reset": "earliest"})
     try:
         consumer.assign([KafkaTopicPartition("kept", 0, 0)])
-        message = wait_until(lambda: consumer.poll(0.5), what="the record that was written before")
+        message = wait_until(lambda: consumer.poll(0.5), timeout_s=_WITHIN_S, what="the record that was written before")
         assert message.error() is None
         return message.value()
     finally:
@@ -136,13 +139,14 @@ def test_run_becomes_the_broker_and_obeys_signals(settings: Settings) -> None:
     with subprocess.Popen(command, env=environment) as process:
         found = wait_until(
             lambda: status if (status := broker.status(settings)).state is BrokerState.RUNNING else None,
+            timeout_s=_WITHIN_S,
             what="the broker in the foreground answers",
         )
         assert found.pid == process.pid
         with pytest.raises(PermanentSourceError, match="runs already"):
             broker.run(settings)
         process.terminate()
-        assert process.wait(30) in (0, 143)
+        assert process.wait(_WITHIN_S) in (0, 143)
 
 
 def test_class_path_is_found_again_without_network_java_or_mvn(monkeypatch: pytest.MonkeyPatch) -> None:

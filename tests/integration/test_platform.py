@@ -30,6 +30,8 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
+# Long only when something is wrong: machines of tests are slow and shared.
+_WITHIN_S = 120.0
 _SLEEP = "import signal; signal.pause()"
 _STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
 _DRIVER = """
@@ -82,7 +84,11 @@ class Running:
     def wait_all_alive(self) -> dict[str, psutil.Process]:
         """Wait until the supervisor and every process run, and return them by name."""
         wanted = {*self.names, "supervisord"}
-        return wait_until(lambda: found if (found := self.alive()).keys() == wanted else None, what="all are running")
+        return wait_until(
+            lambda: found if (found := self.alive()).keys() == wanted else None,
+            timeout_s=_WITHIN_S,
+            what="all are running",
+        )
 
 
 class Start:
@@ -121,7 +127,7 @@ class Start:
         """End everything that was started."""
         for process in self._started:
             process.terminate()
-            process.communicate(timeout=120)
+            process.communicate(timeout=_WITHIN_S)
         down(self.settings, print)
 
     def _process(self, name: str, code: str, rank: int, ports: dict[str, int]) -> ProcessPlan:
@@ -159,7 +165,7 @@ def _wait_all_gone(processes: dict[str, psutil.Process]) -> None:
         except psutil.NoSuchProcess:
             return False
 
-    wait_until(gone_safely, what=f"all are gone: {processes}")
+    wait_until(gone_safely, timeout_s=_WITHIN_S, what=f"all are gone: {processes}")
 
 
 def test_exit_codes_0_2_3_stay_ended_and_others_come_back_with_backoff(start: Start) -> None:
@@ -169,6 +175,7 @@ def test_exit_codes_0_2_3_stay_ended_and_others_come_back_with_backoff(start: St
     files = running.files
     restarted = wait_until(
         lambda: history if (history := read_history(files)).get("failed") and history["failed"].restarts >= 2 else None,
+        timeout_s=_WITHIN_S,
         what="the failing process was restarted twice",
     )
     assert restarted["failed"].last_end == "exit code 1"
@@ -186,7 +193,7 @@ def test_stop_signal_ends_everything_with_exit_code_0(start: Start, number: sign
     processes = running.wait_all_alive()
     running.process.send_signal(number)
     running.process.send_signal(number)
-    assert running.process.wait(60) == 0
+    assert running.process.wait(_WITHIN_S) == 0
     _wait_all_gone(processes)
     log = (running.files.logs / "supervisord.log").read_text(encoding="utf-8")
     assert log.index("stopped: feeder") < log.index("stopped: stubborn")
@@ -197,14 +204,14 @@ def test_stop_signal_during_the_start_leaves_nothing(start: Start) -> None:
     running.read_until("starting slow")
     processes = running.wait_all_alive()
     running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(60) == 130
+    assert running.process.wait(_WITHIN_S) == 130
     _wait_all_gone(processes)
 
 
 def test_process_that_ends_during_the_start_stops_the_rest_and_shows_its_log(start: Start) -> None:
     wrong = "print('STREAMFORGE_X is wrong'); raise SystemExit(2)"
     running = start({"wrong": wrong, "well": _SLEEP}, ports={"wrong": choose_free_port()})
-    out, _ = running.process.communicate(timeout=120)
+    out, _ = running.process.communicate(timeout=_WITHIN_S)
     assert running.process.returncode == 1
     assert "wrong ended with exit code 2" in out
     assert "STREAMFORGE_X is wrong" in out
@@ -221,7 +228,7 @@ def test_kill_of_up_or_supervisor_leaves_nothing(start: Start, victim: str) -> N
         running.process.kill()
     else:
         processes["supervisord"].kill()
-    running.process.communicate(timeout=60)
+    running.process.communicate(timeout=_WITHIN_S)
     assert running.process.returncode == (-signal.SIGKILL if victim == "up" else 1)
     _wait_all_gone(processes)
 
@@ -229,7 +236,7 @@ def test_kill_of_up_or_supervisor_leaves_nothing(start: Start, victim: str) -> N
 def test_detached_platform_outlives_up_and_is_ended_by_down(start: Start) -> None:
     running = start({"feeder": _SLEEP}, detach=True)
     running.read_until("READY")
-    assert running.process.wait(60) == 0
+    assert running.process.wait(_WITHIN_S) == 0
     processes = running.wait_all_alive()
     with pytest.raises(ProcessError, match="runs already"):
         up(start.settings, simulator=False, detach=True, tell=print, ready=print)
