@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import msgspec
@@ -29,6 +29,7 @@ _NAME_START: Final = len(_PREFIX)
 _STREAMS_PER_MESSAGE = 100
 _TRADING = "TRADING"
 _RETRY_STATUS = frozenset({418, 429, 500, 502, 503, 504})
+_LONGEST_ID = 20
 _REST_TIMEOUT_S = 10.0
 _RETRY_ATTEMPTS = 8
 _RETRY_FOR_S = 300.0
@@ -40,8 +41,9 @@ def _number_behind(frame: bytes, name: bytes) -> int | None:
     if start < 0:
         return None
     start += len(name)
-    # The first comma behind it: a number that is cut off by the end of the frame is no number.
-    digits = frame[start : frame.find(b",", start, start + 24)]
+    end = frame.find(b",", start, start + _LONGEST_ID)
+    # Without a comma behind it, the number may be cut off by the end of the frame.
+    digits = frame[start:end] if end > 0 else b""
     return int(digits) if digits.isdigit() else None
 
 
@@ -85,8 +87,8 @@ class _ExchangeInfo(msgspec.Struct, frozen=True):
 
 class _AnswerFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: int
-    result: msgspec.Raw = msgspec.Raw(b"null")
-    error: msgspec.Raw | None = None
+    result: Any = None
+    error: Any = None
 
 
 _ANSWER = msgspec.json.Decoder(_AnswerFrame)
@@ -135,7 +137,7 @@ class Binance:
             found = _ANSWER.decode(frame)
         except msgspec.MsgspecError:
             return None
-        return Answer(found.id, None if found.error is None else bytes(found.error).decode("utf-8", "replace"))
+        return Answer(found.id, None if found.error is None else str(found.error))
 
     async def listings(self, rest_url: str) -> Mapping[str, Listing]:
         """Return every listing by symbol, from `/api/v3/exchangeInfo`.
