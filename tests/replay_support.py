@@ -132,6 +132,28 @@ def land(pipeline: Pipeline, *batches: Iterable[RawFrame], parse: ParseRecords =
         line.land()
 
 
+def land_direct(
+    pipeline: Pipeline, contract_id: str, *, wrong: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {}
+) -> None:
+    """Land a topic in its own table as the writer does, but with the columns that `wrong` gives for a row."""
+    settings, contract = pipeline.settings, pipeline.contracts[contract_id]
+    table = ensure_table(open_catalog(settings), settings, contract)
+    writer = TableWriter(contract, table, owner=f"test@{uuid.uuid4()}", deadline_s=30)
+    partitions = pipeline.partitions(contract_id)
+    found = topic_identity(settings, pipeline.topic(contract_id))
+    identity = SourceIdentity(found.topic, found.topic_id, found.cluster_id)
+    writer.claim(identity, {item.partition: 0 for item in partitions})
+    ends = stable_ends(settings, partitions)
+    messages = [message for part in read_to_end(settings, dict.fromkeys(partitions, 0), ends) for message in part]
+    writer.take(messages, {item.partition: end for item, end in ends.items()})
+    for held in writer._held.values():
+        held.rows = [
+            pa.Table.from_pylist([row | wrong(row) for row in rows.to_pylist()], schema=rows.schema)
+            for rows in held.rows
+        ]
+    writer.commit()
+
+
 class SteppedLine:
     """The steps of parser and writer without their loops: transactions, claims and commits are the real ones."""
 
