@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
+import stamina
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as KafkaTopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
@@ -16,6 +17,8 @@ from streamforge.settings import Settings
 
 _BATCH_RECORDS = 5_000
 _POLL_S = 0.2
+_LEADER_TIMEOUT_S = 15.0
+_LEADER_CODES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
 
 
 def log_starts(settings: Settings, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
@@ -113,6 +116,11 @@ def _is_record(message: Message) -> bool:
     return False
 
 
+def _lacks_leader(error: Exception) -> bool:
+    """Return whether a topic-partition had no leader yet, or had just another one: a new topic's first moments."""
+    return isinstance(error, KafkaException) and error.args[0].code() in _LEADER_CODES
+
+
 def _list_offsets(
     settings: Settings,
     partitions: Iterable[TopicPartition],
@@ -123,9 +131,14 @@ def _list_offsets(
     if not request:
         return {}
     admin = admin_client(settings)  # kept until the answers are in: its end cancels them
-    futures = admin.list_offsets(request, isolation_level=isolation, request_timeout=REQUEST_TIMEOUT_S)
     try:
-        return {TopicPartition(key.topic, key.partition): future.result().offset for key, future in futures.items()}
+        for attempt in stamina.retry_context(
+            on=_lacks_leader, attempts=None, timeout=_LEADER_TIMEOUT_S, wait_initial=0.05, wait_max=1.0
+        ):
+            with attempt:
+                futures = admin.list_offsets(request, isolation_level=isolation, request_timeout=REQUEST_TIMEOUT_S)
+                found = {TopicPartition(key.topic, key.partition): item.result() for key, item in futures.items()}
+        return {item: result.offset for item, result in found.items()}
     except KafkaException as error:
         names = ", ".join(f"{key.topic}-{key.partition}" for key in request)
         msg = f"the broker does not tell offsets of {names}: {error.args[0].str()}. Is it up? `streamforge status`"
