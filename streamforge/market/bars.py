@@ -37,7 +37,7 @@ WATERMARK_KEY = "#watermark"
 _NOT_CLOSED = -1
 _NEVER_NS = 2**63
 _ZERO = Decimal(0)
-_LIMIT = Decimal(10) ** (PRECISION - SCALE) - Decimal(1).scaleb(-SCALE)
+_LIMIT = EXACT.subtract(Decimal(10) ** (PRECISION - SCALE), Decimal(1).scaleb(-SCALE))
 _REVISION_KEYS = ("instrument", "interval", "ts_start_ns")
 
 
