@@ -39,6 +39,9 @@ def demo(
     events: Annotated[int, typer.Option(min=1, help="Messages to capture at least.")] = 100_000,
     rate: Annotated[float, typer.Option(min=1, help="Trades per second of the simulated market.")] = 2_500.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated market.")] = 7,
+    start_minutes_ago: Annotated[
+        float, typer.Option(min=0, help="Let the market begin so long ago and run fast until now: bars come at once.")
+    ] = 0.0,
     recordings: Annotated[
         Path | None,
         typer.Option(help="Folder with recorded data (has ws_binance/): replayed as venue BINANCE afterwards."),
@@ -71,7 +74,14 @@ def demo(
         return 0
     # The positions behind the last commit markers land soon after the market has stopped, not half a minute later.
     settings = build_settings(WriterSettings, home=home, recordings_dir=None, writer_idle_interval_s=1.0)
-    options = DemoOptions(events=events, trades_per_s=rate, seed=seed, recordings_dir=recordings, keep=keep)
+    options = DemoOptions(
+        events=events,
+        trades_per_s=rate,
+        seed=seed,
+        start_minutes_ago=start_minutes_ago,
+        recordings_dir=recordings,
+        keep=keep,
+    )
     with _Screen() as screen:
         try:
             report = run_demo(settings, options, raw_channels(), screen)

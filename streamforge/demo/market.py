@@ -48,10 +48,15 @@ def read_sent(ledger: Path) -> Sent:
     return Sent(rows.num_rows, trades, (bounds["max"] - bounds["min"]) / _NS_PER_S)
 
 
-def with_synthetic_market(plan: PlatformPlan, *, trades_per_s: float, seed: int) -> PlatformPlan:
-    """Return `plan` with a simulated market of `trades_per_s` over all its instruments."""
+def with_synthetic_market(
+    plan: PlatformPlan, *, trades_per_s: float, seed: int, start_minutes_ago: float = 0.0
+) -> PlatformPlan:
+    """Return `plan` with a simulated market of `trades_per_s` over all its instruments.
+
+    A market that starts minutes ago runs fast until it is now: its first bars are there at once.
+    """
     market = ["--instruments", str(SYNTHETIC_INSTRUMENTS), "--seed", str(seed)]
-    market += ["--rate", str(trades_per_s / SYNTHETIC_INSTRUMENTS)]
+    market += ["--rate", str(trades_per_s / SYNTHETIC_INSTRUMENTS), "--start-minutes-ago", str(start_minutes_ago)]
     return replace(
         plan,
         processes=[

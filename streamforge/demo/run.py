@@ -26,7 +26,6 @@ from streamforge.demo.home import is_demo_home, prepare_home
 from streamforge.demo.market import (
     RECORDED,
     Sent,
-    read_sent,
     recorded_home,
     with_recorded_market,
     with_synthetic_market,
@@ -40,8 +39,8 @@ from streamforge.demo.report import (
     make_report,
     verdicts,
 )
+from streamforge.demo.session import Session, captured
 from streamforge.errors import ProcessError, StreamForgeError
-from streamforge.events import CommandKind
 from streamforge.kafka_server import class_path
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.content_hash import content_hash, content_schema
@@ -53,18 +52,14 @@ from streamforge.lakehouse.verify import verify_tables
 from streamforge.lakehouse.verify_ledger import RawChannel, verify_ledger
 from streamforge.offsets import OffsetRange
 from streamforge.platform.lifecycle import down, plan_platform, serve
-from streamforge.platform.plan import LOADER, SIMULATOR, PlatformFiles, PlatformPlan
-from streamforge.platform.supervisor import SupervisorClient, read_history, socket_path
+from streamforge.platform.plan import PlatformFiles, PlatformPlan
+from streamforge.platform.supervisor import read_history
 from streamforge.settings import Settings
-from streamforge.supervision import send_command, topic_of
+from streamforge.supervision import topic_of
 
 _MARKET_MARGIN_S = 120.0
-_LANDING_TIMEOUT_S = 120.0
-_END_TIMEOUT_S = 60.0
 _RECORDINGS_TIMEOUT_S = 900.0
-_ARRIVAL_TIMEOUT_S = 20.0
 _POLL_S = 0.5
-_ENDED = ("EXITED", "FATAL")
 
 
 class Phase(StrEnum):
@@ -87,6 +82,7 @@ class DemoOptions:
         events: messages to capture at least.
         trades_per_s: mean rate of the simulated market over all its instruments.
         seed: of the simulated market.
+        start_minutes_ago: the simulated market begins so long ago and runs fast until it is now.
         recordings_dir: folder with recorded data to replay afterwards.
         keep: leave the platform running after a good end.
     """
@@ -94,6 +90,7 @@ class DemoOptions:
     events: int = 100_000
     trades_per_s: float = 2_500.0
     seed: int = 7
+    start_minutes_ago: float = 0.0
     recordings_dir: Path | None = None
     keep: bool = False
 
@@ -175,7 +172,6 @@ class _Demo:
         self._watcher = watcher
         self._files = PlatformFiles(settings.home_path)
         self._contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
-        self._client = SupervisorClient(socket_path(self._files))
         self._clock = _PhaseClock()
         self._problems: list[str] = []
         self._sent: list[Sent] = []
@@ -193,15 +189,16 @@ class _Demo:
         prepare_home(self._settings.home_path)
         class_path()
         keep = self._options.keep
+        plan = self._plan()
         try:
             serve(
                 self._settings,
                 self._files,
-                self._plan(),
+                plan,
                 detach=keep,
                 tell=self._watcher.tell,
                 ready=lambda _: None,
-                hold=self._work,
+                hold=lambda: self._work(plan),
             )
         finally:
             if keep and not (self._is_done and self._report().ok):
@@ -233,31 +230,37 @@ class _Demo:
     def _plan(self) -> PlatformPlan:
         options = self._options
         plan = plan_platform(self._settings, simulator=True, remember=True)
-        plan = with_synthetic_market(plan, trades_per_s=options.trades_per_s, seed=options.seed)
+        plan = with_synthetic_market(
+            plan,
+            trades_per_s=options.trades_per_s,
+            seed=options.seed,
+            start_minutes_ago=options.start_minutes_ago,
+        )
         if options.recordings_dir is None:
             return plan
         return with_recorded_market(plan, self._settings, options.recordings_dir)
 
     # What is done while it runs
 
-    def _work(self) -> None:
+    def _work(self, plan: PlatformPlan) -> None:
         line = Line(self._settings, self._contracts)
+        session = Session(self._settings, self._contracts, plan)
         for phase, step in (
-            (Phase.MARKET, lambda: self._run_market(line)),
-            (Phase.LANDING, lambda: self._land(line, SIMULATOR, LOADER, self._files.ledger)),
+            (Phase.MARKET, lambda: self._run_market(line, session)),
+            (Phase.LANDING, lambda: self._land(line, session, self._files.ledger)),
             (Phase.REPLAY, self._replay_range),
         ):
             self._attempt(phase, step)
         # Before recorded messages come: their event times are years old.
         self._ages = line.ages()
         if self._options.recordings_dir is not None:
-            self._attempt(Phase.RECORDINGS, lambda: self._run_recordings(line))
+            recorded = Session(self._settings, self._contracts, plan, prefix=f"{RECORDED}-")
+            self._attempt(Phase.RECORDINGS, lambda: self._run_recordings(line, recorded))
         self._attempt(Phase.VERIFY, lambda: self._verify(line))
         self._problems += self._unexpected_ends()
         self._is_done = True
         if self._options.keep:
-            for name in (SIMULATOR, LOADER):
-                self._client.start(name)
+            session.start()
         self._enter(Phase.STOP)
 
     def _attempt(self, phase: Phase, step: Callable[[], None]) -> None:
@@ -272,75 +275,28 @@ class _Demo:
         self._clock.enter(phase)
         self._watcher.phase(phase)
 
-    def _run_market(self, line: Line) -> None:
+    def _run_market(self, line: Line, session: Session) -> None:
         """Wait until enough was captured and the first bars are in their table."""
         wanted = self._options.events
         deadline_s = time.monotonic() + wanted / self._options.trades_per_s + _MARKET_MARGIN_S
         while True:
             state = line.look()
-            captured = state.log_end["raw-trades"] + state.log_end["raw-depth"]
+            found = captured(state)
             bars = state.rows["bars"]
             note = f"{sum(state.rows.values()):,} rows landed, {'bars are there' if bars else 'the minute runs'}"
-            self._watcher.progress(min(captured, wanted), wanted, note)
-            if captured >= wanted and bars:
+            self._watcher.progress(min(found, wanted), wanted, note)
+            if found >= wanted and bars:
                 return
-            self._require_running(SIMULATOR, LOADER)
+            session.require_running()
             if time.monotonic() > deadline_s:
-                msg = f"captured {captured:,} of {wanted:,} events and landed {bars} bars before the time was over"
+                msg = f"captured {found:,} of {wanted:,} events and landed {bars} bars before the time was over"
                 raise ProcessError(msg)
             time.sleep(_POLL_S)
 
-    def _land(self, line: Line, simulator: str, loader: str, ledger: Path) -> None:
+    def _land(self, line: Line, session: Session, ledger: Path) -> None:
         """Stop the market, then its loader, and wait until the tables have everything."""
         before = sum(item.messages for item in self._sent)
-        if simulator == SIMULATOR:
-            self._stop(simulator, f"{SIMULATOR}/0")
-        sent = read_sent(ledger)
-        self._sent.append(sent)
-        self._wait_for_arrival(line, before + sent.messages)
-        self._stop(loader, f"{LOADER}/{RECORDED if loader != LOADER else 0}")
-        line.wait_until_landed(
-            _LANDING_TIMEOUT_S,
-            on_look=lambda name, state: self._watcher.progress(
-                len(state.conditions) - len(state.missing), len(state.conditions), f"{name} reaches its table"
-            ),
-        )
-
-    def _wait_for_arrival(self, line: Line, messages: int) -> None:
-        """Wait until the raw topics have what the market sent; what never comes is for verification to tell."""
-        deadline_s = time.monotonic() + _ARRIVAL_TIMEOUT_S
-        while time.monotonic() < deadline_s:
-            state = line.look()
-            captured = state.log_end["raw-trades"] + state.log_end["raw-depth"]
-            self._watcher.progress(captured, messages, "the last messages reach the raw topics")
-            if captured >= messages:
-                return
-            time.sleep(_POLL_S)
-
-    def _stop(self, name: str, target: str) -> None:
-        """Tell a process to stop over `queue-control` and wait until it has ended."""
-        command = CommandKind.STOP
-        send_command(self._settings, self._contracts, target=target, command=command, issued_by="demo")
-        self._wait_for_end(name, _END_TIMEOUT_S)
-
-    def _wait_for_end(self, name: str, timeout_s: float, *, on_look: Callable[[], None] = lambda: None) -> None:
-        deadline_s = time.monotonic() + timeout_s
-        while (found := self._client.processes()[name]).state not in _ENDED:
-            if time.monotonic() > deadline_s:
-                msg = f"{name} did not end within {timeout_s:g} s; see {self._files.logs / name}.out"
-                raise ProcessError(msg)
-            on_look()
-            time.sleep(_POLL_S)
-        if found.exit_code:
-            msg = f"{name} ended with exit code {found.exit_code}; see {self._files.logs / name}.out"
-            raise ProcessError(msg)
-
-    def _require_running(self, *names: str) -> None:
-        found = self._client.processes()
-        for name in names:
-            if found[name].state in _ENDED:
-                msg = f"{name} ended with exit code {found[name].exit_code}; see {self._files.logs / name}.out"
-                raise ProcessError(msg)
+        self._sent.append(session.land(line, ledger, captured_before=before, tell=self._watcher.progress))
 
     def _replay_range(self) -> None:
         """Make the middle third of the busiest topic-partition of raw trades again."""
@@ -371,20 +327,16 @@ class _Demo:
         table = load_table(open_catalog(self._settings), self._settings, contract)
         return str(content_hash(table.scan(selected_fields=tuple(schema.names)).to_arrow(), schema))
 
-    def _run_recordings(self, line: Line) -> None:
+    def _run_recordings(self, line: Line, session: Session) -> None:
         """Replay the recordings through a market and a loader of their own, and let them land."""
-        simulator, loader = f"{RECORDED}-{SIMULATOR}", f"{RECORDED}-{LOADER}"
-        self._client.start(simulator)
-        self._client.start(loader)
-        first = sum(item.messages for item in self._sent)
+        before = captured(line.look())
+        session.start()
 
         def tell() -> None:
-            state = line.look()
-            captured = state.log_end["raw-trades"] + state.log_end["raw-depth"] - first
-            self._watcher.progress(0, 0, f"{captured:,} recorded messages captured")
+            self._watcher.progress(0, 0, f"{captured(line.look()) - before:,} recorded messages captured")
 
-        self._wait_for_end(simulator, _RECORDINGS_TIMEOUT_S, on_look=tell)
-        self._land(line, simulator, loader, recorded_home(self._settings) / "ledger")
+        session.wait_for_market(_RECORDINGS_TIMEOUT_S, on_look=tell)
+        self._land(line, session, recorded_home(self._settings) / "ledger")
 
     def _verify(self, line: Line) -> None:
         """Compare every table with its topics and with what was sent."""

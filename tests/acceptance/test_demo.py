@@ -1,0 +1,160 @@
+"""`streamforge demo` as a person runs it: the report, a loss that it must see, and no process left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from streamforge.contracts import load_contracts
+from streamforge.demo.home import HOME_NAME, REPORT_FILE
+from streamforge.lakehouse import commit
+from streamforge.lakehouse.catalog import load_table, open_catalog
+from streamforge.settings import Settings
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+EVENTS = 5_000
+SMALL = ("--events", str(EVENTS), "--rate", "100", "--start-minutes-ago", "1.5", "--output", "json")
+PHASE_TIMEOUT_S = 400.0
+END_TIMEOUT_S = 300.0
+
+
+@contextmanager
+def demo(home: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a small demo below `home`; kill it at the end if it still runs."""
+    command = [sys.executable, "-m", "cli", "demo", *SMALL, *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFORGE_")}
+    environment |= {"STREAMFORGE_HOME": str(home)}
+    with (home / "out").open("w") as out, (home / "err").open("w") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def errors(home: Path) -> str:
+    return (home / "err").read_text()
+
+
+def wait_for_phase(home: Path, process: subprocess.Popen[str], phase: str) -> None:
+    def begun() -> bool:
+        assert process.poll() is None, f"the demo ended before {phase}: {errors(home)}"
+        return re.search(rf"^{phase}: ", errors(home), re.MULTILINE) is not None
+
+    wait_until(begun, timeout_s=PHASE_TIMEOUT_S, what=f"phase {phase} begins")
+
+
+def result(home: Path, process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait for the end and return what was printed."""
+    process.wait(timeout=END_TIMEOUT_S + PHASE_TIMEOUT_S)
+    text = (home / "out").read_text()
+    assert text, errors(home)
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def left_over(home: Path) -> list[str]:
+    """Return the processes that belong to the demo below `home`: by their environment or command line."""
+    mark, found = str(home / HOME_NAME), []
+    for process in psutil.process_iter():
+        try:
+            is_ours = process.environ().get("STREAMFORGE_HOME") == mark or any(
+                mark in part for part in process.cmdline()
+            )
+            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} {' '.join(process.cmdline())}")
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_demo_loses_nothing_says_so_and_leaves_no_process(tmp_path: Path) -> None:
+    with demo(tmp_path) as process:
+        found = result(tmp_path, process)
+    assert process.returncode == 0, errors(tmp_path)
+    assert found == json.loads((tmp_path / REPORT_FILE).read_text())
+    assert (found["ok"], found["lost"], found["doubled"], found["problems"]) == (True, 0, 0, [])
+    assert found["events_produced"] >= EVENTS
+    tables = found["tables"]
+    assert tables["market.raw_trades"]["rows"] + tables["market.raw_depth"]["rows"] == found["events_produced"]
+    assert tables["market.trades"]["rows"] == tables["market.raw_trades"]["rows"]
+    assert tables["market.bars"]["rows"] > 0
+    assert found["rows_landed"] == sum(item["rows"] for item in tables.values())
+    assert found["ledger"]["sent"] == found["ledger"]["in_raw"] > 0
+    assert found["replay"]["changed_nothing"]
+    assert found["replay"]["rows"] > 0
+    assert 0 < found["freshness_p50_s"] <= found["freshness_p99_s"]
+    assert found["events_per_s"] > 0
+    assert found["wall_s"] > found["live_s"] > 0
+    assert not left_over(tmp_path)
+
+
+@pytest.mark.parametrize("table", ["raw-depth", "trades"])
+def test_demo_with_rows_removed_behind_its_back_reports_them_lost(tmp_path: Path, table: str) -> None:
+    with demo(tmp_path) as process:
+        # The demo stands still while the rows go, so that it has not compared them before.
+        wait_for_phase(tmp_path, process, "verify")
+        process.send_signal(signal.SIGSTOP)
+        gone = remove_a_data_file(tmp_path / HOME_NAME, table)
+        process.send_signal(signal.SIGCONT)
+        found = result(tmp_path, process)
+    assert process.returncode == 1
+    assert not found["ok"]
+    assert found["lost"] == gone > 0
+    assert any(f"{gone} rows are lost" in problem for problem in found["problems"])
+    assert not left_over(tmp_path)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [
+        ("start", signal.SIGINT),
+        ("market", signal.SIGKILL),
+        ("landing", signal.SIGTERM),
+        ("verify", signal.SIGINT),
+    ],
+)
+def test_demo_stopped_in_a_phase_leaves_no_process(tmp_path: Path, phase: str, number: signal.Signals) -> None:
+    with demo(tmp_path) as process:
+        wait_for_phase(tmp_path, process, phase)
+        if phase == "start":
+            wait_until(lambda: left_over(tmp_path), timeout_s=PHASE_TIMEOUT_S, what="something was started")
+        process.send_signal(number)
+        process.wait(timeout=END_TIMEOUT_S)
+        assert process.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 130), errors(tmp_path)
+    wait_until(lambda: not left_over(tmp_path), timeout_s=END_TIMEOUT_S, what="every process of the demo is gone")
+
+
+def test_demo_refuses_a_folder_that_no_demo_has_made(tmp_path: Path) -> None:
+    treasure = tmp_path / HOME_NAME / "treasure"
+    treasure.parent.mkdir()
+    treasure.write_text("mine")
+    with demo(tmp_path) as process:
+        found = result(tmp_path, process)
+    assert process.returncode == 2
+    assert found["error"] == "ConfigurationError"
+    assert treasure.read_text() == "mine"
+
+
+def remove_a_data_file(home: Path, contract_id: str) -> int:
+    """Take one data file out of a table, as a careless person would; return the rows that went with it."""
+    settings = Settings(_env_file=None, home=home)  # type: ignore[call-arg]
+    table = load_table(open_catalog(settings), settings, load_contracts(settings.contracts_dir)[contract_id])
+    file = next(iter(table.scan().plan_files())).file
+    commit.commit_snapshot(table, decide=lambda _: {}, removed=[file], summary={commit.KIND_KEY: "test"})
+    return int(file.record_count)
