@@ -27,7 +27,7 @@ install: .venv/.installed ## Install everything from the lock file into .venv.
 	@touch $@
 
 demo: install ## Market in, Iceberg tables out: run the whole line once, verify it, print a report.
-	$(RUN) streamforge demo
+	$(RUN) streamforge demo $(if $(RECORDINGS),--recordings $(RECORDINGS)) $(DEMO_ARGS)
 
 test: install ## Run the whole test suite on the real parts.
 	$(RUN) pytest $(PYTEST_ARGS)
