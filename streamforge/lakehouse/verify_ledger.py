@@ -191,7 +191,10 @@ def _add_frame(raw: IdSets, message: Message, channels: Mapping[str, RawChannel]
 
 
 def _add_gap(gaps: IdSets, message: Message) -> None:
-    gap = _GAP.decode(message.value() or b"")
+    try:
+        gap = _GAP.decode(message.value() or b"")
+    except msgspec.MsgspecError:
+        return  # Explains nothing; the comparison with the table says that it has no row.
     symbol = _symbol(gap.instrument)
     if gap.kind is GapKind.LATE_TRADE or symbol is None:
         return
