@@ -14,7 +14,7 @@ from rich.table import Table
 from cli.common import DryRunOption, Output, OutputOption, command, emit, error_console
 
 if TYPE_CHECKING:
-    from streaming.simulator.process import Control, SimulatorResult
+    from streaming.simulator.process import Control, SimulatorPlan, SimulatorResult
     from streaming.simulator.server import MarketServer
     from streaming.simulator.settings import SimulatorSettings
     from streaming.simulator.source import MarketSource
@@ -74,28 +74,13 @@ def simulate(
 
     Example: streamforge simulate --rate 50 --ledger ledger --address-file address.json
     """
-    import asyncio
-
     from streamforge import logs
-    from streamforge.settings import build_settings
     from streaming.simulator.faults import parse_fault
-    from streaming.simulator.process import SimulatorPlan, run_simulator
-    from streaming.simulator.settings import SimulatorSettings
+    from streaming.simulator.process import SimulatorPlan
 
-    folder = {} if recordings_dir is None else {"recordings_dir": recordings_dir}
-    settings = build_settings(
-        SimulatorSettings,
-        simulator_host=host,
-        simulator_ws_port=ws_port,
-        simulator_rest_port=rest_port,
-        **folder,
-    )
-    if source is Source.RECORDINGS and settings.recordings_dir is None:
-        error_console.print(
-            "no recordings folder is set (STREAMFORGE_RECORDINGS_DIR or --recordings-dir): the synthetic market is used"
-        )
-        source = Source.SYNTHETIC
+    settings = _settings(host, ws_port, rest_port, recordings_dir)
     logs.configure(settings)
+    source = _available(source, settings)
     plan = SimulatorPlan(
         faults=[parse_fault(text) for text in fault or []],
         fault_seed=seed,
@@ -114,13 +99,42 @@ def simulate(
     if dry_run:
         emit({"dry_run": True, **description}, output, lambda: _table("would serve", description))
         return 0
-    control = _control(settings, slot, wanted=kafka)
-    result = asyncio.run(
-        run_simulator(market, settings, plan, control=control, announce=_announced(output), progress=_progress(output))
-    )
-    summary = description | _summary(result)
+    summary = description | _served(market, settings, plan, _control(settings, slot, wanted=kafka), output)
     emit(summary, output, lambda: _table("served", summary))
     return 0
+
+
+def _settings(host: str, ws_port: int, rest_port: int, recordings_dir: Path | None) -> SimulatorSettings:
+    from streamforge.settings import build_settings
+    from streaming.simulator.settings import SimulatorSettings
+
+    folder = {} if recordings_dir is None else {"recordings_dir": recordings_dir}
+    ports = {"simulator_ws_port": ws_port, "simulator_rest_port": rest_port}
+    return build_settings(SimulatorSettings, simulator_host=host, **ports, **folder)
+
+
+def _available(source: Source, settings: SimulatorSettings) -> Source:
+    """Return `source`, or the synthetic one, with a notice, where no recordings are set."""
+    if source is Source.SYNTHETIC or settings.recordings_dir is not None:
+        return source
+    error_console.print(
+        "no recordings folder is set (STREAMFORGE_RECORDINGS_DIR or --recordings-dir): the synthetic market is used"
+    )
+    return Source.SYNTHETIC
+
+
+def _served(
+    market: MarketSource, settings: SimulatorSettings, plan: SimulatorPlan, control: Control | None, output: Output
+) -> dict[str, Any]:
+    """Serve to the end and return what there is to say about it."""
+    import asyncio
+
+    from streaming.simulator.process import run_simulator
+
+    serving = run_simulator(
+        market, settings, plan, control=control, announce=_announced(output), progress=_progress(output)
+    )
+    return _summary(asyncio.run(serving))
 
 
 def _recorded(settings: SimulatorSettings, speed: float) -> MarketSource:

@@ -8,7 +8,7 @@ import time
 import structlog
 
 from streamforge.contracts import load_contracts
-from streamforge.errors import ConfigurationError
+from streamforge.errors import ConfigurationError, StreamForgeError
 from streamforge.events import Command, CommandKind, ProcessState
 from streamforge.settings import Settings
 from streamforge.supervision import ControlListener, EventPublisher, ProcessIdentity, ProcessStatus
@@ -52,9 +52,12 @@ class KafkaControl:
                 beat_s = time.monotonic()
                 self._events.heartbeat(self._status(server))
 
-    def close(self) -> None:
-        """Say that it finished and let go of the clients."""
-        self._events.finished()
+    def close(self, error: StreamForgeError | None) -> None:
+        """Say that it finished, or what went wrong, and let go of the clients."""
+        if error is None:
+            self._events.finished()
+        else:
+            self._events.error(str(error), exit_code=error.exit_code)
         self._events.close()
         self._control.close()
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from streamforge.errors import ConfigurationError
+from streamforge.errors import ConfigurationError, StreamForgeError
 from streamforge.ledger import LedgerWriter
 from streaming.simulator.faults import Fault, FaultPlan
 from streaming.simulator.rest import RestServer
@@ -54,8 +54,8 @@ class Control(Protocol):
     async def run(self, server: MarketServer) -> None:
         """Obey until cancelled."""
 
-    def close(self) -> None:
-        """Say that it is over and let go of clients."""
+    def close(self, error: StreamForgeError | None) -> None:
+        """Say how it ended and let go of clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ async def run_simulator(
     for fault in plan.faults:
         server.faults.add(fault, server.monotonic_ns())
     rest = RestServer(source, settings, server.clock_ns)
+    failure: StreamForgeError | None = None
     try:
         await server.start()
         await rest.start()
@@ -122,11 +123,14 @@ async def run_simulator(
         if announce is not None:
             announce(ws_url, rest_url)
         await _serve(server, plan, control, progress)
+    except StreamForgeError as error:
+        failure = error
+        raise
     finally:
         await rest.close()
         await server.close()
         if control is not None:
-            control.close()
+            control.close(failure)
     wall_s = (time.monotonic_ns() - started_ns) / _NS_PER_S
     ledger_file = str(ledger.path) if ledger is not None else None
     return SimulatorResult(ws_url, rest_url, server.messages_sent, server.connections_total, wall_s, ledger_file)
@@ -148,6 +152,9 @@ async def _serve(
         helpers.append(asyncio.create_task(control.run(server)))
     if progress is not None:
         helpers.append(asyncio.create_task(_report(server, progress)))
+    for helper in helpers:
+        # A helper ends by itself only when it fails: the simulator must not go on without it.
+        helper.add_done_callback(lambda _: server.stop())
     try:
         await server.run()
     finally:
@@ -155,7 +162,10 @@ async def _serve(
             loop.remove_signal_handler(number)
         for helper in helpers:
             helper.cancel()
-        await asyncio.gather(*helpers, return_exceptions=True)
+        ends = await asyncio.gather(*helpers, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end
 
 
 async def _report(server: MarketServer, progress: Callable[[MarketServer], None]) -> None:
