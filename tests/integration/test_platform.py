@@ -226,11 +226,15 @@ def test_kill_of_up_or_supervisor_leaves_nothing(start: Start, victim: str) -> N
     processes = running.wait_all_alive()
     if victim == "up":
         running.process.kill()
+        _wait_all_gone(processes)
     else:
+        # `up` must not be able to clean up: the kernel alone has to end them.
+        running.process.send_signal(signal.SIGSTOP)
         processes["supervisord"].kill()
+        _wait_all_gone(processes)
+        running.process.send_signal(signal.SIGCONT)
     running.process.communicate(timeout=_WITHIN_S)
     assert running.process.returncode == (-signal.SIGKILL if victim == "up" else 1)
-    _wait_all_gone(processes)
 
 
 def test_detached_platform_outlives_up_and_is_ended_by_down(start: Start) -> None:
