@@ -1,1 +1,1 @@
-"""orchestration."""
+"""WHEN and WITH WHAT: Dagster definitions, resources, schedules. `workspace.yaml` names the code locations."""

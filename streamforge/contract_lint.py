@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft201909Validator
 from open_data_contract_standard.model import OpenDataContractStandard
 
-from streamforge.contract_rules import dlq_problems, structural_problems, style_problems
+from streamforge.contract_rules import dlq_problems, input_problems, structural_problems, style_problems
 from streamforge.contracts import Contract, parse_contracts, parse_document
 from streamforge.errors import ConfigurationError
 
@@ -164,7 +164,7 @@ def _contract_findings(
         for problem in (*structural_problems(contract), *style_problems(contract)):
             yield file.of_contract(problem.field, problem.rule, problem.message)
     if complete:
-        for contract, problem in dlq_problems(contracts):
+        for contract, problem in (*dlq_problems(contracts), *input_problems(contracts)):
             yield sound[contract.path][0].of_contract(problem.field, problem.rule, problem.message)
 
 

@@ -151,7 +151,7 @@ class TableSettings:
 
 @dataclass(frozen=True)
 class Contract:
-    """One data product: its fields, topic and table."""
+    """One data product: its fields, topic and table; `inputs` are the contracts that a processor makes it from."""
 
     id: str
     version: str
@@ -165,6 +165,7 @@ class Contract:
     table: TableSettings | None
     freshness_s: float | None
     path: Path
+    inputs: tuple[str, ...] = ()
     quality: tuple[QualityRule, ...] = ()
 
     def field(self, name: str) -> ContractField:

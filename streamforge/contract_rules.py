@@ -66,6 +66,14 @@ def style_problems(contract: Contract) -> Iterator[Problem]:
     yield from _quality_style(contract)
 
 
+def input_problems(contracts: Contracts) -> Iterator[tuple[Contract, Problem]]:
+    """Yield each topic.inputs that names no product with a topic."""
+    for contract in contracts.values():
+        for name in contract.inputs:
+            if name not in contracts or contracts[name].topic is None:
+                yield contract, Problem(None, "input-exists", f"topic.inputs names {name!r}, which has no topic")
+
+
 def dlq_problems(contracts: Contracts) -> Iterator[tuple[Contract, Problem]]:
     """Yield each product that has no dead-letter topic, and each dead-letter topic of nothing."""
     for contract in contracts.values():

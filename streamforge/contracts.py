@@ -70,6 +70,7 @@ class ContractProperties(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     transactional: bool = msgspec.field(name="topic.transactional", default=False)
     max_message_bytes: _Positive = msgspec.field(name="topic.maxMessageBytes", default=1_048_588)
     applies_to: list[_Name] = msgspec.field(name="topic.appliesTo", default_factory=list)
+    inputs: list[_Name] = msgspec.field(name="topic.inputs", default_factory=list)
     table_name: Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_]*$")] | None = msgspec.field(
         name="table.name", default=None
     )
@@ -185,6 +186,7 @@ def _contract(
         table=_table(path, custom),
         freshness_s=_sla(path, document, "freshness"),
         path=path,
+        inputs=tuple(custom.inputs),
         quality=tuple(_quality(path, schema, properties)),
     )
 

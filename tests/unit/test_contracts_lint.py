@@ -26,6 +26,7 @@ def small_folder(contract_folder: Path) -> Path:
         if path.stem not in ("trades", "provenance", "dlq"):
             path.unlink()
     edit(contract_folder / "dlq.yaml", "[raw-trades, raw-depth, trades, bars, market-gaps]", "[trades]")
+    edit(contract_folder / "trades.yaml", "  - {property: topic.inputs, value: [raw-trades]}\n", "")
     return contract_folder
 
 
@@ -156,3 +157,9 @@ def test_command_exits_with_2_for_a_folder_that_is_not_there(tmp_path: Path) -> 
     done = CliRunner().invoke(app, ["contracts", "lint", "--folder", str(tmp_path / "absent")])
     assert done.exit_code == 2
     assert "absent" in done.stderr
+
+
+def test_product_made_from_nothing_is_found(contract_folder: Path) -> None:
+    edit(contract_folder / "bars.yaml", "topic.inputs, value: [trades]", "topic.inputs, value: [deals]")
+    [finding] = lint_folder(contract_folder).findings
+    assert (finding.rule, Path(finding.file).name) == ("input-exists", "bars.yaml")
