@@ -11,7 +11,14 @@ from streaming.simulator.history import MINUTE_MS, AggregateTrade, Kline, Trade,
 
 START_MS = 1_700_000_000_000 - 1_700_000_000_000 % MINUTE_MS
 STEPS = st.lists(
-    st.tuples(st.integers(1, 9), st.integers(1, 5), st.integers(0, 40_000), st.booleans(), st.booleans()), max_size=60
+    st.tuples(
+        st.integers(1, 9),
+        st.integers(1, 5),
+        st.sampled_from([0, 1, 19_999, 20_000, 40_000]),
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=60,
 )
 
 

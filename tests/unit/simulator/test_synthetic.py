@@ -171,6 +171,22 @@ def test_book_ticker_is_always_the_best_of_the_book_and_told_only_when_it_change
     assert all(Decimal(item["b"]) < Decimal(item["a"]) for item in tops)
 
 
+def test_trade_whose_buyer_was_the_maker_is_a_sale_at_the_bid() -> None:
+    top = {"b": "0", "a": "0"}
+    sides = []
+    for message in run(market(1, trades_per_s=50), 5, 100):
+        payload = msgspec.json.decode(message.data)
+        if message.channel == "bookTicker":
+            top = payload
+        elif message.channel == "trade":
+            sides.append(payload["m"])
+            if payload["m"]:
+                assert Decimal(payload["p"]) <= Decimal(top["b"])
+            else:
+                assert Decimal(payload["p"]) >= Decimal(top["a"])
+    assert set(sides) == {True, False}
+
+
 def test_klines_agree_with_the_trades_and_the_last_one_of_a_minute_is_closed() -> None:
     messages = run(market(1, trades_per_s=10), 125)
     trades: dict[int, list[dict[str, Any]]] = defaultdict(list)
