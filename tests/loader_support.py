@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from confluent_kafka import Message
@@ -90,6 +90,18 @@ class _Client(WSListener):
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self.venue.clients.remove(self)
+
+
+class Urls(Protocol):
+    """Where a venue listens."""
+
+    @property
+    def ws_url(self) -> str:
+        """Return the base URL of its WebSocket streams."""
+
+    @property
+    def rest_url(self) -> str:
+        """Return the base URL of its REST interface."""
 
 
 class SmallVenue:
@@ -246,7 +258,7 @@ class LoaderProcess:
 class LoaderThread:
     """A loader in a thread of the test's process: quicker to start, the same but for signals."""
 
-    def __init__(self, settings: Settings, contracts: Contracts, venue: SmallVenue, **request: Any) -> None:
+    def __init__(self, settings: Settings, contracts: Contracts, venue: Urls, **request: Any) -> None:
         self.settings = LoaderSettings(
             _env_file=None,  # type: ignore[call-arg]
             home=settings.home,

@@ -128,8 +128,8 @@ class StreamGaps:
         self._late_last = 0
         self._late_run = 0
 
-    def connected(self) -> None:
-        """Note a new connection: what the venue sent before its first frame was not heard."""
+    def interrupted(self) -> None:
+        """Note that nobody listened: what the venue sent before the next frame may not have been heard."""
         if self._fresh is None:
             self._fresh = GapKind.RECONNECT
 
@@ -314,7 +314,7 @@ class TailScan:
         is_first = self._connection_id is None
         if connection_id != self._connection_id:
             self._connection_id = connection_id
-            self._gaps.connected()
+            self._gaps.interrupted()
         span = self._gaps.frame(ids, ts_ns)
         if span is not None and (self._is_whole or not is_first):
             self._holes.append(replace(span, kind=GapKind.SEQUENCE))

@@ -25,6 +25,7 @@ REST_URL: Final = "https://api.binance.com"
 VENUE: Final = "BINANCE"
 
 _PREFIX: Final = b'{"stream":"'
+_END: Final = b"}}"
 _NAME_START: Final = len(_PREFIX)
 _STREAMS_PER_MESSAGE = 100
 _TRADING = "TRADING"
@@ -48,13 +49,17 @@ def _number_behind(frame: bytes, name: bytes) -> int | None:
 
 
 def trade_ids(frame: bytes) -> VenueIds | None:
-    """Return the trade id (`t`) of a trade frame."""
+    """Return the trade id (`t`) of a trade frame; a frame that is cut off has none, as nobody can read its trade."""
+    if not frame.endswith(_END):
+        return None
     number = _number_behind(frame, b'"t":')
     return None if number is None else VenueIds(number, number)
 
 
 def depth_ids(frame: bytes) -> VenueIds | None:
-    """Return first and final update id (`U`, `u`) of a depth frame; a range that runs backwards is none."""
+    """Return first and final update id (`U`, `u`) of a depth frame; a cut frame and a backward range have none."""
+    if not frame.endswith(_END):
+        return None
     first = _number_behind(frame, b'"U":')
     last = _number_behind(frame, b'"u":')
     if first is None or last is None or last < first:

@@ -155,12 +155,14 @@ class Session:
             raise RetryableSourceError(msg)
         self.connects += 1
         self._transport, self._listener = transport, listener
-        self._sink.connected(self._routes.values())
+        self._sink.interrupted(self._routes.values())
         self._subscribed = 0
         _log.info("connected", connection_id=listener.connection_id, url=self._url, streams=len(self.streams))
         try:
             await self._subscribe()
             reason = await self._until_it_ends(transport, listener)
+            # Here and not only with the next connection: the loader may be stopped before there is one.
+            self._sink.interrupted(self._routes.values())
         finally:
             self.close()
         msg = f"connection {listener.connection_id} to {self._url} ended after {listener.frames} frames: {reason}"

@@ -151,10 +151,10 @@ class RawSink:
             self._routes[(stream.instrument, stream.channel.name)] = known
         return known
 
-    def connected(self, routes: Iterable[Route]) -> None:
-        """Note that `routes` begin anew on a new connection."""
+    def interrupted(self, routes: Iterable[Route]) -> None:
+        """Note that nobody listened to `routes` until their next frame."""
         for route in routes:
-            route.gaps.connected()
+            route.gaps.interrupted()
 
     def received(self, route: Route, value: bytes, connection_id: bytes, sequence: int) -> None:
         """Take in one frame: hand it on, hold it behind its gap, or drop it where there is no room."""

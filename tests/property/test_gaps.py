@@ -91,7 +91,7 @@ class LoaderModel(RuleBasedStateMachine):
         self.next_id += missed
         self.connection += 1
         self.is_connected = True
-        self.gaps.connected()
+        self.gaps.interrupted()
 
     @precondition(lambda self: self.is_connected)
     @rule()

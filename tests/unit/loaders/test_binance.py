@@ -31,12 +31,13 @@ def test_ids_of_a_depth_update_are_first_and_final_update_id() -> None:
     [
         b"",
         b'{"stream":"btcusdt@trade","data":{"e":"trade"',
-        b'{"data":{"t":123',
-        b'{"data":{"t":"123",',
-        b'{"data":{"t":-5,',
-        b'{"data":{"t":1_000,',
-        b'{"data":{"t":999999999999999999999999999999,',
-        b'{"data":{"t":,',
+        trade_frame(1)[:-1],
+        b'{"data":{"t":123}}',
+        b'{"data":{"t":"123",}}',
+        b'{"data":{"t":-5,}}',
+        b'{"data":{"t":1_000,}}',
+        b'{"data":{"t":999999999999999999999999999999,}}',
+        b'{"data":{"t":,}}',
         b"\xff\xfe",
     ],
 )
@@ -53,7 +54,7 @@ def test_no_bytes_make_routing_or_ids_fail(frame: bytes) -> None:
     for channel in CHANNELS.values():
         assert channel.ids_of is not None
         channel.ids_of(frame)
-        channel.ids_of(trade_frame(1)[:-30] + frame)
+        channel.ids_of(trade_frame(1)[:-30] + frame + b"}}")
     VENUE.stream_name(frame)
     VENUE.stream_name(b'{"stream":"' + frame)
     VENUE.answer(frame)

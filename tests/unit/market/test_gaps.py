@@ -26,14 +26,14 @@ def test_start_begins_at_the_last_raw_record() -> None:
 def test_start_and_reconnect_without_a_hole_publish_nothing() -> None:
     gaps = StreamGaps(5, 40)
     assert gaps.frame(one(6), 50) is None
-    gaps.connected()
+    gaps.interrupted()
     assert gaps.frame(VenueIds(6, 8), 60) is None
     assert gaps.high == 8
 
 
 def test_reconnect_before_the_first_frame_stays_a_start() -> None:
     gaps = StreamGaps(5, 40)
-    gaps.connected()
+    gaps.interrupted()
     span = gaps.frame(one(9), 50)
     assert span is not None
     assert span.kind is GapKind.START
@@ -41,13 +41,13 @@ def test_reconnect_before_the_first_frame_stays_a_start() -> None:
 
 def test_reconnect_of_a_stream_without_ids_is_bounded_by_time_only() -> None:
     gaps = StreamGaps(None, 40, fresh=None)
-    gaps.connected()
+    gaps.interrupted()
     assert gaps.frame(None, 50) == GapSpan(GapKind.RECONNECT, 40, 50, None, None)
 
 
 def test_ids_that_went_back_over_a_reconnect_are_unbounded() -> None:
     gaps = running()
-    gaps.connected()
+    gaps.interrupted()
     assert gaps.frame(one(1), 200) == GapSpan(GapKind.RECONNECT, 100, 200, None, None)
     assert gaps.frame(one(2), 201) is None
     assert gaps.frame(one(4), 202) == GapSpan(GapKind.SEQUENCE, 201, 202, 2, 4)
@@ -86,7 +86,7 @@ def test_dropped_frames_are_one_counted_gap() -> None:
 def test_reconnect_during_an_outage_is_inside_of_its_gap() -> None:
     gaps = running()
     gaps.drop(one(11), 7, 111)
-    gaps.connected()
+    gaps.interrupted()
     gaps.drop(one(20), 7, 120)
     assert gaps.overflow_ended() == GapSpan(GapKind.BUFFER_OVERFLOW, 100, 121, 10, 21, 2, 14)
     assert gaps.frame(one(21), 130) is None
@@ -111,7 +111,7 @@ def test_refused_frame_without_ids_is_bounded_by_time_only() -> None:
 
 def test_stop_says_what_is_still_open() -> None:
     gaps = running()
-    gaps.connected()
+    gaps.interrupted()
     assert gaps.stopped(200) == [GapSpan(GapKind.RECONNECT, 100, 200, 10, None)]
     assert running().stopped(200) == []
 
