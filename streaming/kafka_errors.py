@@ -6,7 +6,7 @@ from confluent_kafka import KafkaError
 
 from streamforge.errors import FencedError, PermanentSourceError, RetryableSourceError, StreamForgeError
 
-FENCED_CODES = frozenset(
+_FENCED_CODES = frozenset(
     {
         KafkaError.FENCED_INSTANCE_ID,
         KafkaError.PRODUCER_FENCED,
@@ -41,10 +41,17 @@ def is_passing(error: KafkaError) -> bool:
     return error.retriable() or error.code() in _PASSING_CODES
 
 
+def is_fenced(error: KafkaError) -> bool:
+    """Return whether another process has taken over."""
+    # A fatal error hides its cause's code from Python; only its text names it.
+    hidden = error.code() == KafkaError._FATAL and "fenced" in error.str().lower()  # noqa: SLF001
+    return hidden or error.code() in _FENCED_CODES
+
+
 def kafka_error(what: str, error: KafkaError) -> StreamForgeError:
     """Return our error for one of Kafka's; `what` says what was being done, and where."""
     text = f"{what}: {error.name()}: {error.str()}"
-    if error.code() in FENCED_CODES:
+    if is_fenced(error):
         return FencedError(f"{text}. Another process with the same slot has taken over; give each replica its own slot")
     if error.code() in _UNKNOWN_TOPIC_CODES:
         return PermanentSourceError(f"{text}. Create the topics with `streamforge contracts apply`")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, NamedTuple, Protocol
 
 import msgspec
@@ -20,6 +21,10 @@ DecimalText = Annotated[str, msgspec.Meta(extra={"physical_type": "decimal(38,18
 RAW_HEADERS = ("venue", "channel", "connection_id", "sequence_in_connection", "ts_receive_ns")
 UNKNOWN_CHANNEL = "unknown"
 _MAX_LONG = 2**63 - 1
+_LONG_DIGITS = 19
+_CACHED_TEXTS = 16_384
+
+Headers = Sequence[tuple[str, str | bytes | None]] | Mapping[str, str | bytes | None] | None
 
 
 class AggressorSide(StrEnum):
@@ -154,7 +159,7 @@ class KafkaRecord(Protocol):
     def value(self) -> bytes | str | None:
         """Return the value."""
 
-    def headers(self) -> Sequence[tuple[str, str | bytes | None]] | Mapping[str, str | bytes | None] | None:
+    def headers(self) -> Headers:
         """Return the headers."""
 
 
@@ -165,43 +170,53 @@ def raw_record(topic_id: str, message: KafkaRecord) -> RawRecord:
         DecodeError: key or a header is missing (`missing_header`, `missing_key`) or not what it has to
             be (`bad_header`); an empty payload is an empty frame and not an error.
     """
-    headers = message.headers() or ()
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    found = {name: value for name, value in pairs if value is not None}
+    venue, channel, connection_id, sequence, ts_receive = _header_values(message.headers())
     try:
-        venue, channel, connection_id, sequence, ts_receive = (_text(found[name]) for name in RAW_HEADERS)
-        sequence_in_connection, ts_receive_ns = int(sequence), int(ts_receive)
-    except KeyError as error:
-        detail = f"header {error.args[0]!r} is missing; a raw record has {', '.join(RAW_HEADERS)}"
-        raise DecodeError("missing_header", detail) from error
-    except ValueError as error:
-        detail = f"a header is not UTF-8 or not a whole number: {error}"
-        raise DecodeError("bad_header", detail) from error
-    if not (0 <= sequence_in_connection <= _MAX_LONG and 0 <= ts_receive_ns <= _MAX_LONG):
-        detail = f"a number does not fit a long: {sequence_in_connection}, {ts_receive_ns}"
+        texts = _cached_text(venue), _cached_text(channel), _cached_text(connection_id)
+    except UnicodeDecodeError as error:
+        raise DecodeError("bad_header", f"a header is not UTF-8: {error}") from error
+    if not (_is_long(sequence) and _is_long(ts_receive)):
+        detail = f"sequence_in_connection and ts_receive_ns are not both longs: {sequence[:40]!r}, {ts_receive[:40]!r}"
         raise DecodeError("bad_header", detail)
     key = message.key()
     if not key:
         raise DecodeError("missing_key", "a raw record's key is its instrument; found none")
     try:
-        instrument = _text(key)
+        instrument = _cached_text(key)
     except UnicodeDecodeError as error:
         raise DecodeError("bad_key", f"the key is not UTF-8: {error}") from error
     value = message.value()
-    payload = value.encode() if isinstance(value, str) else value or b""
     return RawRecord(
         topic_id,
         message.partition() or 0,
         message.offset() or 0,
         instrument,
-        venue,
-        channel,
-        connection_id,
-        sequence_in_connection,
-        ts_receive_ns,
-        payload,
+        *texts,
+        int(sequence),
+        int(ts_receive),
+        value.encode() if isinstance(value, str) else value or b"",
     )
 
 
-def _text(value: str | bytes) -> str:
+def _is_long(text: str | bytes) -> bool:
+    return text.isdigit() and len(text) <= _LONG_DIGITS and int(text) <= _MAX_LONG
+
+
+def _header_values(headers: Headers) -> Sequence[str | bytes]:
+    """Return the values of the raw headers in the order of `RAW_HEADERS`; loaders write them in that order."""
+    if isinstance(headers, list) and tuple(name for name, _ in headers) == RAW_HEADERS:
+        values = [value for _, value in headers]
+        if None not in values:
+            return values
+    found = dict(headers or ())
+    missing = [name for name in RAW_HEADERS if found.get(name) is None]
+    if missing:
+        detail = f"missing: {', '.join(missing)}; a raw record has the headers {', '.join(RAW_HEADERS)}"
+        raise DecodeError("missing_header", detail)
+    return [found[name] or b"" for name in RAW_HEADERS]
+
+
+@lru_cache(maxsize=_CACHED_TEXTS)
+def _cached_text(value: str | bytes) -> str:
+    """Return a text that is the same in most records: venue, channel, connection, instrument."""
     return value if isinstance(value, str) else value.decode("utf-8")

@@ -45,7 +45,7 @@ from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
 from streamforge.settings import Settings
 from streamforge.supervision import topic_of
-from streaming.kafka_errors import FENCED_CODES, is_passing, kafka_error
+from streaming.kafka_errors import is_fenced, is_passing, kafka_error
 from streaming.processors.takeover import Takeover
 from streaming.processors.types import ChangelogRecord, Processor, Refused, S, Source, TransactionOptions
 from streaming.runner import Fetched
@@ -342,7 +342,7 @@ class TransactionalWorker(Generic[S]):
         error = cause.args[0]
         self._aborts += 1
         abortable = error.txn_requires_abort() or error.code() in _UNTOLD_CODES
-        if error.code() in FENCED_CODES or not abortable or self._aborts > _MAX_ABORTS_IN_A_ROW:
+        if is_fenced(error) or not abortable or self._aborts > _MAX_ABORTS_IN_A_ROW:
             raise kafka_error(f"the transaction of {self.kind} failed", error) from cause
 
     def _call(self, name: str, call: Callable[[], Any]) -> None:
