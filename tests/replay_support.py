@@ -83,6 +83,15 @@ def forgetful(lost: Callable[[Trade], bool]) -> ParseRecords:
     return parse
 
 
+def blind(unseen: Callable[[RawRecord], bool]) -> ParseRecords:
+    """Return a parser with a bug: it cannot read the records that `unseen` picks."""
+
+    def parse(state: ParserState, records: Iterable[RawRecord], *limits: Any) -> Parsed:
+        return parse_records(state, [each for each in records if not unseen(each)], *limits)
+
+    return parse
+
+
 def with_parser(parse: ParseRecords) -> Callable[[Lineage, str], ReparseTrades]:
     """Return a recompute that parses with `parse`."""
     return lambda lineage, topic_id: ReparseTrades(lineage, topic_id, parse)

@@ -49,7 +49,7 @@ class Remake(Protocol[S]):
     """The re-run of one table's step, with the state that it keeps for each source topic-partition."""
 
     history_columns: Sequence[str]
-    """Columns of the rows before a range that the state at its start is built from; none: there is no state."""
+    """Columns of the rows outside the ranges that the state is built from; none: there is no state."""
 
     def initial(self) -> S:
         """Return the state before the first record."""

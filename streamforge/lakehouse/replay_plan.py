@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ RAW_COLUMNS = ("raw_epoch", "raw_partition", "raw_offset", "raw_index")
 
 _RANGE = re.compile(r"(\d+):(\d+)-(\d+)")
 _INDEX_BITS = 31
+_OFFSET_MAX = 2**63 - 1
 
 Numbers = npt.NDArray[np.int64]
 
@@ -305,6 +308,18 @@ def merged_ranges(ranges: Iterable[OffsetRange]) -> tuple[OffsetRange, ...]:
         else:
             merged.append(each)
     return tuple(merged)
+
+
+def gaps_between(ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
+    """Return, for each topic-partition of `ranges` (merged ones), every offset that lies in none of them."""
+    gaps = []
+    for item, group in groupby(ranges, attrgetter("topic_partition")):
+        start = 0
+        for each in group:
+            gaps.append(OffsetRange(item.topic, item.partition, start, each.start))
+            start = each.end
+        gaps.append(OffsetRange(item.topic, item.partition, start, _OFFSET_MAX))
+    return [each for each in gaps if len(each)]
 
 
 def ranges_as_dict(ranges: Iterable[OffsetRange]) -> dict[str, list[list[int]]]:

@@ -20,7 +20,7 @@ from streamforge.errors import DataQualityError
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.content_hash import ContentHash, row_hashes
 from streamforge.lakehouse.kafka_reader import read_range
-from streamforge.lakehouse.protocol import PREFIX
+from streamforge.lakehouse.protocol import FIRST_EPOCH, PREFIX
 from streamforge.lakehouse.remake import Remade
 from streamforge.lakehouse.replay_plan import (
     SOURCE_COLUMNS,
@@ -28,6 +28,7 @@ from streamforge.lakehouse.replay_plan import (
     Plan,
     RowIndex,
     TouchedFile,
+    gaps_between,
     index_columns,
 )
 from streamforge.lakehouse.replay_target import (
@@ -169,47 +170,38 @@ def _rows_now(
 def _rerun(
     target: Target, table: Table, epoch: int, ranges: Sequence[OffsetRange], progress: Callable[[int, int], None]
 ) -> Iterator[Remade]:
-    """Re-run `ranges` in order; each topic-partition starts from the state that its rows before give."""
-    before = _state_before(target, table, epoch, ranges)
+    """Re-run `ranges` in order, from the state that the rows outside them give."""
+    remake = target.remake
+    outside = _state_outside(target, table, epoch, ranges)
     done, total = 0, total_records(ranges)
     progress(done, total)
     for _, group in groupby(ranges, attrgetter("topic_partition")):
-        state, last_end = before, None
+        state = outside
         for each in group:
-            if last_end is not None:
-                between = OffsetRange(each.topic, each.partition, last_end, each.start)
-                state = _remembered(target, table, state, target.lineage.row_filter(epoch, [between]))
             for messages in read_range(target.settings, each, timeout_s=READ_TIMEOUT_S):
-                state, remade = target.remake.remake(state, messages)
+                state, remade = remake.remake(state, messages)
                 yield remade
                 progress(done + (messages[-1].offset() or 0) + 1 - each.start, total)
-            done, last_end = done + len(each), each.end
+            done += len(each)
             progress(done, total)
 
 
-def _state_before(target: Target, table: Table, epoch: int, ranges: Sequence[OffsetRange]) -> Any:
-    """Return the state at the start of the first range of every topic-partition.
+def _state_outside(target: Target, table: Table, epoch: int, ranges: Sequence[OffsetRange]) -> Any:
+    """Return the state that the rows outside `ranges` give: those of their topic-partitions and of earlier topics.
 
-    One state serves all: what it keeps belongs to an instrument, and an instrument to one topic-partition.
+    Rows behind a range count too: a trade that the venue sent twice may have landed from the second record,
+    when the first could not be parsed. One state serves all topic-partitions: what it keeps belongs to an
+    instrument, and an instrument to one topic-partition.
     """
-    state = target.remake.initial()
-    if not target.remake.history_columns:
+    remake, lineage = target.remake, target.lineage
+    state = remake.initial()
+    if not remake.history_columns:
         return state
-    lineage = target.lineage
-    firsts = [next(group) for _, group in groupby(ranges, attrgetter("topic_partition"))]
-    earlier = [OffsetRange(each.topic, each.partition, 0, each.start) for each in firsts if each.start]
-    parts: list[BooleanExpression] = [lineage.row_filter(epoch, earlier)] if earlier else []
-    if epoch > 1:
-        parts.append(lineage.before_epoch(epoch))
-    return _remembered(target, table, state, Or(*parts) if len(parts) > 1 else parts[0]) if parts else state
-
-
-def _remembered(target: Target, table: Table, state: Any, row_filter: BooleanExpression) -> Any:
-    columns = target.remake.history_columns
-    if not columns:
-        return state
+    row_filter: BooleanExpression = lineage.row_filter(epoch, gaps_between(ranges))
+    if epoch > FIRST_EPOCH:
+        row_filter = Or(row_filter, lineage.before_epoch(epoch))
     for task in files_with(table, row_filter):
-        state = target.remake.remember(state, read_file(table, task, columns, row_filter))
+        state = remake.remember(state, read_file(table, task, remake.history_columns, row_filter))
     return state
 
 

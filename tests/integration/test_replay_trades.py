@@ -21,6 +21,7 @@ from tests.pipeline_support import Pipeline, RawFrame, make_pipeline
 from tests.replay_support import (
     BTC,
     ETH,
+    blind,
     forgetful,
     frames,
     inverted,
@@ -131,6 +132,18 @@ def test_replay_that_starts_inside_a_duplicate_pair_does_not_land_the_second_one
     # Two ranges with the first of a pair between them.
     ranges = [raw_range(pipeline, partition, 0, 12), raw_range(pipeline, partition, 25, 40)]
     assert replay(pipeline.settings, pipeline.contracts, "trades", ranges).committed is None
+
+
+def test_replay_does_not_land_a_trade_again_whose_second_record_landed_behind_the_range(pipeline: Pipeline) -> None:
+    """The first record of trade 5 could not be parsed, so the row is that of the second one, at offset 20."""
+    land(pipeline, [*frames(BTC, range(20)), *frames(BTC, [5])], parse=blind(lambda record: record.offset == 5))
+    partition = partition_of(pipeline, BTC)
+    part = replay(pipeline.settings, pipeline.contracts, "trades", [raw_range(pipeline, partition, 0, 10)])
+    assert part.committed is None
+    assert part.plan.dropped == {"duplicates": 1}
+    whole = replay(pipeline.settings, pipeline.contracts, "trades", [raw_range(pipeline, partition, 0, 21)])
+    assert (whole.plan.counts.added, whole.plan.counts.gone) == (1, 1)
+    assert [(row["trade_id"], row["raw_offset"]) for row in rows_of(pipeline)] == [(str(n), n) for n in range(20)]
 
 
 def test_replay_adds_trades_that_the_parser_had_lost_without_a_typed_position(pipeline: Pipeline) -> None:
