@@ -127,6 +127,7 @@ class Start:
         """End everything that was started."""
         for process in self._started:
             process.terminate()
+            process.send_signal(signal.SIGCONT)
             process.communicate(timeout=_WITHIN_S)
         down(self.settings, print)
 
