@@ -32,6 +32,7 @@ from streamforge.ledger import read_ledger
 
 _START_TIMEOUT_S = 60.0
 _WARM_UP_S = 2.0
+_SILENCE_S = 3.0
 
 
 class Counter(WSListener):  # type: ignore[misc, unused-ignore]
@@ -117,9 +118,12 @@ async def _read(counter: Counter, pid: int, duration_s: float) -> dict[str, Any]
     while end["at_s"] - start["at_s"] < duration_s:
         await asyncio.sleep(0.5)
         now = _state(counter, simulator, client)
-        if now["messages"] == end["messages"]:
+        if now["messages"] != end["messages"]:
+            end = now
+        elif now["at_s"] - end["at_s"] > _SILENCE_S:
             break
-        end = now
+    if end is start:
+        sys.exit("nothing arrived: is the machine too busy?")
     wall_s = end["at_s"] - start["at_s"]
     cpu_s = end["simulator_cpu_s"] - start["simulator_cpu_s"]
     return {
