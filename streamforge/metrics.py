@@ -114,6 +114,10 @@ class ProcessMetrics:
         self._freshness.set(seconds)
         self._totals["freshness_s"] = seconds
 
+    def freshness_quantiles(self, p50_s: float, p99_s: float) -> None:
+        """Say in events how old rows were when they became durable, over the life of the process."""
+        self._totals["freshness_p50_s"], self._totals["freshness_p99_s"] = p50_s, p99_s
+
     def positions(self, positions: Mapping[TopicPartition, int], lag: Mapping[TopicPartition, int]) -> None:
         """Set durable positions and lag; topic-partitions that are no longer held vanish."""
         for item in self._held - set(positions):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 from confluent_kafka import TopicPartition as KafkaTopicPartition
@@ -189,14 +190,14 @@ class WriterWorker:
 
     def process(self, fetched: Fetched) -> None:
         """Decode and buffer; a record that cannot be decoded goes to the dead letters."""
-        messages: dict[str, list[Message]] = {}
-        for message in fetched.messages:
-            messages.setdefault(message.topic() or "", []).append(message)
         positions: dict[str, dict[int, int]] = {}
         for item, position in fetched.positions.items():
             positions.setdefault(item.topic, {})[item.partition] = position
+        messages: dict[str, Sequence[Message]] = dict.fromkeys(positions, fetched.messages)
+        if len(positions) > 1:
+            messages = {topic: [item for item in fetched.messages if item.topic() == topic] for topic in positions}
         for topic, moved in positions.items():
-            for refused in self._writers[topic].take(messages.get(topic, ()), moved):
+            for refused in self._writers[topic].take(messages[topic], moved):
                 self._refuse(topic, refused)
         if self._since_s is None:
             self._since_s = self._monotonic_s()
@@ -346,13 +347,18 @@ class WriterWorker:
         self._metrics.written(contract.id, landed.rows.num_rows)
         for _ in range(landed.committed.attempts - 1):
             self._metrics.conflict()
+        if not landed.rows.num_rows:
+            return
         now_ns = self._now_ns()
         for column, histogram in self.freshness.items():
-            if landed.rows.num_rows and column in landed.rows.column_names:
+            if column in landed.rows.column_names:
                 histogram.add(landed.rows[column], now_ns)
-        age_s = self.freshness[RECEIVE_COLUMN].quantile_s(0.99)
-        if age_s is not None:
-            self._metrics.freshness(age_s)
+        if EVENT_COLUMN in landed.rows.column_names:
+            latest: Any = pc.max(landed.rows[EVENT_COLUMN]).as_py()
+            self._metrics.freshness((now_ns - latest) / 1e9)
+        p50_s, p99_s = (self.freshness[RECEIVE_COLUMN].quantile_s(q) for q in (0.5, 0.99))
+        if p50_s is not None and p99_s is not None:
+            self._metrics.freshness_quantiles(p50_s, p99_s)
 
     def _maintain(self, topic: str, writer: TableWriter) -> None:
         self._commits[topic] = self._commits.get(topic, 0) + 1

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any, Literal
+from operator import attrgetter, gt
+from typing import Any, Literal, cast
 
 import msgspec
 import pyarrow as pa
@@ -39,6 +39,10 @@ BAD_HEADERS = "bad_headers"
 BAD_KEY = "bad_key"
 
 _WIRE_TYPES: dict[str, Any] = {"string": str, "int": int, "long": int, "boolean": bool, "double": float}
+_EXACT_IN_128_BITS = 39
+"""Characters of text that cannot hold more than 38 digits and a point."""
+_LONGEST_DECIMAL = 57
+"""Characters of text that are exact in 256 bits at any scale up to 18."""
 _NS_TYPE = pa.timestamp("ns", tz="UTC")
 
 
@@ -90,24 +94,22 @@ class RowDecoder:
 
     def decode(self, messages: Sequence[Message]) -> Decoded:
         """Decode records of the topic; those of one topic-partition must be in offset order."""
-        by_partition: dict[int, list[Message]] = {}
-        for message in messages:
-            by_partition.setdefault(message.partition() or 0, []).append(message)
-        ordered = [message for partition in sorted(by_partition) for message in by_partition[partition]]
+        partitions = [message.partition() or 0 for message in messages]
+        ordered = messages
+        if any(map(gt, partitions, partitions[1:])):
+            order = sorted(range(len(messages)), key=partitions.__getitem__)
+            ordered = [messages[index] for index in order]
         refused: list[Refused] = []
         tables = list(self._halves(ordered, refused))
         if not tables:
             return Decoded({}, refused)
         table = pa.concat_tables(tables)
-        lost: dict[int, int] = {}
-        for item in refused:
-            lost[item.message.partition() or 0] = lost.get(item.message.partition() or 0, 0) + 1
+        encode: Any = pc.run_end_encode  # type: ignore[attr-defined]  # the stubs do not know it
+        runs = encode(table[SOURCE_PARTITION].combine_chunks())
         rows, start = {}, 0
-        for partition in sorted(by_partition):
-            count = len(by_partition[partition]) - lost.get(partition, 0)
-            if count:
-                rows[partition] = table.slice(start, count)
-            start += count
+        for partition, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+            rows[partition] = table.slice(start, end - start)
+            start = end
         return Decoded(rows, refused)
 
     def _halves(self, messages: Sequence[Message], refused: list[Refused]) -> Iterable[pa.Table]:
@@ -227,12 +229,37 @@ def typed_array(item: ContractField, values: Sequence[Any], arrow_type: pa.DataT
     """
     try:
         if pa.types.is_decimal(arrow_type):
-            return pa.array(values, pa.string()).cast(arrow_type)
+            return _decimals(pa.array(values, pa.string()), arrow_type)
         return pa.array(values, arrow_type)
     except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
         reason = BAD_DECIMAL if pa.types.is_decimal(arrow_type) else BAD_NUMBER
         reason = BAD_TEXT if item.type_name == "string" else reason
         raise DecodeError(reason, f"{item.name} as {item.type_name}: {error}") from error
+
+
+def _decimals(texts: pa.Array[Any], arrow_type: Any) -> pa.Array[Any]:
+    """Cast text to decimal, exactly or not at all.
+
+    Arrow's own cast to 128 bits is exact only within them: beyond 38 digits it wraps around and says nothing
+    (`340282366920938463804` becomes 340.6...), and far below its scale an exponent becomes 0. So exponents
+    are refused, size and length are checked first, and long text goes through 256 bits.
+    """
+    lengths: Any = pc.binary_length(cast(pa.StringArray, texts))
+    longest = pc.max(lengths).as_py() or 0
+    if longest > _LONGEST_DECIMAL:
+        msg = f"a text of {longest} characters; expected at most {_LONGEST_DECIMAL}"
+        raise ValueError(msg)
+    if any(pc.any(pc.match_substring(cast(pa.StringArray, texts), letter)).as_py() for letter in "eE"):
+        msg = "a text with an exponent; expected a plain decimal"
+        raise ValueError(msg)
+    sizes: Any = pc.min_max(texts.cast(pa.float64())).as_py()
+    bound = 1.5 * 10.0 ** (arrow_type.precision - arrow_type.scale)  # exact bounds are the cast's; this is below a wrap
+    if sizes["max"] is not None and not -bound < sizes["min"] <= sizes["max"] < bound:
+        msg = f"values from {sizes['min']} to {sizes['max']} do not fit {arrow_type}"
+        raise ValueError(msg)
+    if longest > _EXACT_IN_128_BITS:
+        return texts.cast(pa.decimal256(76, arrow_type.scale)).cast(arrow_type)
+    return texts.cast(arrow_type)
 
 
 def _wire_struct(name: str, fields: Sequence[ContractField]) -> type[msgspec.Struct]:
