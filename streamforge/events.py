@@ -87,6 +87,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
         return self.target in ("*", kind, f"{kind}/{slot}", process_id)
 
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _EVENT_DECODER = msgspec.json.Decoder(ProcessEvent)
 _COMMAND_DECODER = msgspec.json.Decoder(Command)
 
@@ -99,7 +100,7 @@ def decode_event(value: bytes) -> ProcessEvent:
     """
     try:
         return _EVENT_DECODER.decode(value)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise DecodeError("bad_event", f"queue-events record: {error}") from error
 
 
@@ -111,5 +112,5 @@ def decode_command(value: bytes) -> Command:
     """
     try:
         return _COMMAND_DECODER.decode(value)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise DecodeError("bad_command", f"queue-control record: {error}") from error
