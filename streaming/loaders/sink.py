@@ -48,13 +48,16 @@ _DETAILS = {
 }
 
 
+Headers = list[tuple[str, str | bytes | None]]
+
+
 class Frame(NamedTuple):
     """A frame as it goes to Kafka."""
 
     value: bytes
     ids: VenueIds | None
     ts_receive_ns: int
-    headers: list[tuple[str, str | bytes | None]]
+    headers: Headers
 
 
 class Route:
@@ -171,17 +174,16 @@ class RawSink:
         span = route.gaps.frame(ids, ts_ns)
         if span is not None:
             self._gap(route, replace(span, connection_id=connection_id.decode()))
-        headers: list[tuple[str, str | bytes | None]] = [
+        headers: Headers = [
             *route.headers,
             ("connection_id", connection_id),
             ("sequence_in_connection", b"%d" % sequence),
             ("ts_receive_ns", b"%d" % ts_ns),
         ]
-        frame = Frame(value, ids, ts_ns, headers)
         if route.outbox.is_waiting:
-            route.outbox.hold(frame)
+            route.outbox.hold(Frame(value, ids, ts_ns, headers))
         else:
-            self._produce(route, frame)
+            self._produce(route, value, ids, ts_ns, headers)
 
     def publish(self, route: Route, span: GapSpan) -> None:
         """Publish a gap that was found elsewhere than in the frames; frames wait behind it."""
@@ -250,18 +252,18 @@ class RawSink:
                 if span is not None:
                     self._gap(route, span)
 
-    def _produce(self, route: Route, frame: Frame) -> None:
+    def _produce(self, route: Route, value: bytes, ids: VenueIds | None, ts_ns: int, headers: Headers) -> None:
         try:
             self._producer.produce(
                 route.topic,
-                frame.value,
+                value,
                 route.key,
                 # The report of a failed record has no headers, so it cannot tell its stream and time itself.
-                on_delivery=partial(self._delivered, route, frame.ts_receive_ns),
-                headers=frame.headers,
+                on_delivery=partial(self._delivered, route, ts_ns),
+                headers=headers,
             )
         except (KafkaException, BufferError) as error:
-            self._rejected(route, frame.ids, len(frame.value), frame.ts_receive_ns)
+            self._rejected(route, ids, len(value), ts_ns)
             self._note(error.args[0] if isinstance(error, KafkaException) else None)
 
     def _delivered(self, route: Route, ts_ns: int, error: KafkaError | None, message: Message) -> None:
@@ -349,7 +351,7 @@ class RawSink:
     def _release(self, route: Route) -> None:
         frames, span = route.outbox.acknowledged()
         for frame in frames:
-            self._produce(route, frame)
+            self._produce(route, *frame)
         if span is not None:
             self._produce_gap(route, self._record(route, span), holds=True)
 
