@@ -174,8 +174,8 @@ def _render(result: dict[str, Any]) -> Group:
     grid.add_row("of them", ", ".join(f"{result[f'rows_{name}']:,} {name}" for name in changes))
     if result["dropped"]:
         grid.add_row("no row", ", ".join(f"{count:,} {reason}" for reason, count in result["dropped"].items()))
-    kept = f"{result['rows_kept_in_files']:,} rows in them came from elsewhere and stay as they are"
-    grid.add_row("files", f"{result['files_replaced']:,} to replace; {kept}")
+    kept = f"{result['rows_kept_in_files']:,} rows of other ranges lie in them and stay as they are"
+    grid.add_row("files", f"{result['files_touched']:,} touched; {kept}")
     grid.add_row("barrier", Text(_barrier_text(result["barrier"])))
     return Group(Text(_headline(result), style="bold"), grid)
 

@@ -239,7 +239,7 @@ class Plan:
             "rows_changed": self.counts.changed,
             "rows_added": self.counts.added,
             "rows_gone": self.counts.gone,
-            "files_replaced": len(self.touched),
+            "files_touched": len(self.touched),
             "rows_kept_in_files": self.kept_rows,
             "dropped": dict(self.dropped),
             "hash_now": str(self.hash_now),
