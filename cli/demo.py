@@ -170,8 +170,8 @@ def _render(report: DemoReport, file: Path, *, kept: bool) -> Group:
     parts += [Text(f"Problem: {item}", style="bold red") for item in report.problems]
     parts.append(
         Text(
-            "Freshness is the time of the commit that brought a row, minus our receipt of its message; over all rows "
-            "that landed while the market ran, from the tables themselves.",
+            "Fresh: commit time of a row minus our receipt of its message. Event: minus the venue's time. Over all rows "
+            "that landed while the market ran, read from the tables.",
             style="dim",
         )
     )
@@ -202,14 +202,15 @@ def _headline(report: DemoReport) -> Panel:
 
 
 def _tables(report: DemoReport) -> Table:
-    table = Table("table", title_justify="left", box=None, padding=(0, 2))
-    for name in ("rows", "lost", "doubled", "commits", "p50", "p99", "p99 since event"):
-        table.add_column(name, justify="right")
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("table", no_wrap=True)
+    for name in ("rows", "lost", "doubled", "commits", "fresh p50", "p99", "event p99"):
+        table.add_column(name, justify="right", no_wrap=True)
     for item in report.tables:
         received, event = item.received, item.event
         bad = "bold red" if item.lost or item.doubled else ""
         table.add_row(
-            Text(item.table),
+            Text(item.table.rpartition(".")[2]),
             f"{item.rows:,}",
             Text(f"{item.lost:,}", style=bad),
             Text(f"{item.doubled:,}", style=bad),
@@ -223,16 +224,16 @@ def _tables(report: DemoReport) -> Table:
 
 def _ways_on(report: DemoReport, file: Path, *, kept: bool) -> Table:
     table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
     for name, place in (*report.files.items(), ("report", str(file))):
-        table.add_row(Text(name, style="dim"), Text(place))
+        table.add_row(name, Text(place))
     home = f"STREAMFORGE_HOME={report.files['home']}"
     if kept:
-        table.add_row(Text("still running", style="dim"), Text(f"{home} streamforge status   (then: down)"))
+        table.add_row("still running", Text(f"{home} streamforge status   (and down)"))
     else:
-        table.add_row(
-            Text("look at it", style="dim"), Text(f"{home} streamforge up   then   streamforge status, verify")
-        )
-    table.add_row(Text("your own", style="dim"), Text("make up   (platform in .streamforge, until Ctrl-C)"))
+        table.add_row("run it again", Text(f"{home} streamforge up"))
+    table.add_row("your own", Text("make up   (in .streamforge, until Ctrl-C)"))
     return table
 
 

@@ -90,6 +90,6 @@ def _renamed(plan: PlatformPlan, process: ProcessPlan, recordings_dir: Path) -> 
     name = f"{RECORDED}-{process.name}"
     command = [*process.command, "--slot", RECORDED]
     if process.name == SIMULATOR:
-        command += ["--recordings-dir", str(recordings_dir.resolve()), "--speed", "0"]
+        command += ["--recordings-dir", str(recordings_dir.resolve()), "--speed", "0", "--exit-at-end"]
     log_file = PlatformFiles(Path(plan.home)).logs / f"{name}.out"
     return replace(process, name=name, slot=RECORDED, command=command, log_file=str(log_file), is_on_demand=True)
