@@ -170,8 +170,8 @@ def _render(report: DemoReport, file: Path, *, kept: bool) -> Group:
     parts += [Text(f"Problem: {item}", style="bold red") for item in report.problems]
     parts.append(
         Text(
-            "Fresh: commit time of a row minus our receipt of its message. Event: minus the venue's time. Over all rows "
-            "that landed while the market ran, read from the tables.",
+            "p50, p99: commit time of a row minus our receipt of its message; event: minus the venue's time. "
+            "Of all rows that landed while the market ran, read from the tables.",
             style="dim",
         )
     )
@@ -202,9 +202,9 @@ def _headline(report: DemoReport) -> Panel:
 
 
 def _tables(report: DemoReport) -> Table:
-    table = Table(box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 1))
     table.add_column("table", no_wrap=True)
-    for name in ("rows", "lost", "doubled", "commits", "fresh p50", "p99", "event p99"):
+    for name in ("rows", "lost", "doubled", "commits", "p50", "p99", "event p99"):
         table.add_column(name, justify="right", no_wrap=True)
     for item in report.tables:
         received, event = item.received, item.event
