@@ -59,10 +59,13 @@ class CostSampler:
     """Follows CPU and memory of named processes; a process that is restarted goes on under its name."""
 
     _seen: dict[tuple[str, int], _Cost] = field(default_factory=dict)
-    _started_s: float = field(default_factory=time.monotonic)
+    _first_s: float | None = None
+    _last_s: float = 0.0
 
     def sample(self, processes: Iterable[tuple[str, int]]) -> None:
         """Look at processes, given as (name, pid); one that has ended is left out."""
+        self._last_s = time.monotonic()
+        self._first_s = self._first_s or self._last_s
         for name, pid in processes:
             try:
                 process = psutil.Process(pid)
@@ -75,8 +78,8 @@ class CostSampler:
             cost.peak_rss_bytes = max(cost.peak_rss_bytes, rss_bytes)
 
     def result(self) -> dict[str, dict[str, float]]:
-        """Return CPU seconds a second (1.0 is one core) and the greatest memory of each name."""
-        wall_s = time.monotonic() - self._started_s
+        """Return CPU seconds a second (1.0 is one core) and the greatest memory of each name, over all samples."""
+        wall_s = max(self._last_s - (self._first_s or 0.0), 1e-9)
         found: dict[str, dict[str, float]] = {}
         for (name, _), cost in self._seen.items():
             entry = found.setdefault(name, {"cpu_s_per_s": 0.0, "peak_rss_mib": 0.0})

@@ -31,6 +31,7 @@ from streamforge.kafka_server import class_path
 from streamforge.lakehouse.line import Line
 from streamforge.lakehouse.table_freshness import TableAges, quantiles
 from streamforge.lakehouse.verify import Comparison, verify_tables
+from streamforge.logs import configure as configure_logs
 from streamforge.platform.lifecycle import plan_platform, serve
 from streamforge.platform.plan import PlatformFiles, PlatformPlan
 from streamforge.platform.supervisor import read_history
@@ -91,6 +92,7 @@ def measure(trades_per_s: float, duration_s: float, commit_interval_s: float, fo
             writer_commit_interval_s=commit_interval_s,
             writer_idle_interval_s=1.0,
         )
+        configure_logs(settings)
         class_path()
         plan = plan_platform(settings, simulator=True, remember=True)
         plan = with_synthetic_market(plan, trades_per_s=trades_per_s, seed=7)

@@ -23,7 +23,9 @@ from typing import Any
 
 import httpx
 
+from streamforge.logs import configure as configure_logs
 from streamforge.platform.plan import CONSUMERS
+from streamforge.settings import load_settings
 from tests.chaos.line import AWAY_TIMEOUT_S, RunningLine, run_line, tell
 from tests.waiting import wait_until
 
@@ -69,6 +71,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the home is made")
     parser.add_argument("--output", choices=("text", "json"), default="text")
     arguments = parser.parse_args()
+    configure_logs(load_settings())
     with tempfile.TemporaryDirectory(prefix="streamforge-chaos-", dir=arguments.folder) as home:
         result = run(Path(home), kills=arguments.kills, seed=arguments.seed)
     if arguments.output == "json":
