@@ -9,11 +9,12 @@ from __future__ import annotations
 import sqlite3
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pyiceberg.exceptions
+from filelock import FileLock
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.exceptions import (
@@ -69,6 +70,7 @@ CATALOG_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     LookupError,
     SQLAlchemyError,
+    sqlite3.Error,
     *(
         item
         for item in vars(pyiceberg.exceptions).values()
@@ -111,7 +113,7 @@ def open_catalog(settings: Settings) -> Catalog:
         if settings.catalog_type == "rest":
             implementation = f"{DeadlineRestCatalog.__module__}.{DeadlineRestCatalog.__name__}"
             return load_catalog(settings.catalog_name, **properties, **{"py-catalog-impl": implementation})
-        return _open_sql_catalog(settings.catalog_name, properties | {"uri": _sql_uri(uri)})
+        return _open_sql_catalog(settings.catalog_name, properties)
     except CATALOG_ERRORS as error:
         shown = uri if settings.catalog_type == "rest" else make_url(uri).render_as_string(hide_password=True)
         msg = (
@@ -282,6 +284,9 @@ def _mismatch(table: Table, contract: Contract, field: str, expected: str, found
 
 
 def _open_sql_catalog(name: str, properties: dict[str, str]) -> Catalog:
+    url = make_url(properties["uri"])
+    if url.get_backend_name() == "sqlite" and url.database:
+        return _open_sqlite_catalog(name, properties, Path(url.database))
     for _ in range(_OPEN_ATTEMPTS - 1):
         # Opened for the first time by two processes at once, each looks for its two tables and then creates
         # them; whoever comes second is told that they exist.
@@ -290,15 +295,16 @@ def _open_sql_catalog(name: str, properties: dict[str, str]) -> Catalog:
     return load_catalog(name, **properties, type="sql")
 
 
-def _sql_uri(uri: str) -> str:
-    """Return the SQLAlchemy URI; SQLite gets a busy timeout, and write-ahead logging once, in the file itself."""
-    url = make_url(uri)
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return uri
-    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(url.database, timeout=REQUEST_TIMEOUT_S)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    finally:
-        connection.close()
-    return url.update_query_dict({"timeout": str(REQUEST_TIMEOUT_S)}).render_as_string(hide_password=False)
+def _open_sqlite_catalog(name: str, properties: dict[str, str], database: Path) -> Catalog:
+    """Open a SQLite catalog with a busy timeout, and write-ahead logging set once, in the file itself.
+
+    One process at a time: SQLite does not wait for others when it changes the journal.
+    """
+    database.parent.mkdir(parents=True, exist_ok=True)
+    uri = make_url(properties["uri"]).update_query_dict({"timeout": str(REQUEST_TIMEOUT_S)})
+    with FileLock(f"{database}.lock", timeout=REQUEST_TIMEOUT_S):
+        with closing(sqlite3.connect(database, timeout=REQUEST_TIMEOUT_S)) as connection:
+            if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                connection.execute("PRAGMA journal_mode=WAL")
+        opened = properties | {"uri": uri.render_as_string(hide_password=False)}
+        return load_catalog(name, **opened, type="sql")
