@@ -23,6 +23,7 @@ COMMANDS = (
     LazyCommand("simulate", "cli.simulate:simulate", "Serve a simulated market over Binance's spot protocol."),
     LazyCommand("load", "cli.load:load", "Capture what a venue sends into the raw topics, byte for byte."),
     LazyCommand("run", "cli.run:run", "Run one consumer: parser, bars or writer."),
+    LazyCommand("control", "cli.control:control", "Ping, pause, resume or stop processes; give the simulator faults."),
     LazyCommand("replay", "cli.replay:replay_command", "Make the rows of a source range again and replace them."),
 )
 

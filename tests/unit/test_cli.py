@@ -67,6 +67,10 @@ def test_every_command_loads_and_has_help(command: object) -> None:
         ["down", "--now"],
         ["status", "--output", "yaml"],
         ["doctor", "everything"],
+        ["control", "pause"],
+        ["control", "explode", "writer"],
+        ["control", "pause", "writer", "-a", "x=1"],
+        ["control", "fault", "simulator", "-a", "count"],
     ],
     ids=" ".join,
 )
