@@ -24,6 +24,8 @@ COMMANDS = (
     LazyCommand("load", "cli.load:load", "Capture what a venue sends into the raw topics, byte for byte."),
     LazyCommand("run", "cli.run:run", "Run one consumer: parser, bars or writer."),
     LazyCommand("control", "cli.control:control", "Ping, pause, resume or stop processes; give the simulator faults."),
+    LazyCommand("rebind", "cli.repair:rebind", "Go on with a topic that was recreated: a new source epoch."),
+    LazyCommand("reconcile", "cli.repair:reconcile", "Mend the positions of a table that a person moved back."),
     LazyCommand("replay", "cli.replay:replay_command", "Make the rows of a source range again and replace them."),
 )
 

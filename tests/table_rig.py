@@ -6,6 +6,7 @@ offset below its `next_offset` once, and nothing else.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -57,7 +58,9 @@ class Writer:
         offsets = [(p, offset) for p, move in moves.items() for offset in range(move.start, move.end)]
         files = commit.write_data_files(self.table, self.rig.rows(offsets)) if rows else []
         batch = Batch(self.owner, claimed.identity, claimed.epoch, moves, {})
-        committed = commit.commit_batch(self.table, batch, added=files, deadline_s=20)
+        ranges = {str(claimed.epoch): {str(p): [move.start, move.end] for p, move in moves.items()}}
+        summary = {commit.RANGES_KEY: json.dumps(ranges)}
+        committed = commit.commit_batch(self.table, batch, added=files, summary=summary, deadline_s=20)
         self.table = committed.table
         self.ends = dict(enumerate(ends))
         return committed

@@ -315,6 +315,30 @@ def claim_properties(
     return properties
 
 
+def rebind_properties(
+    state: TableState, *, owner: str, identity: SourceIdentity, log_starts: Mapping[int, int]
+) -> dict[str, str]:
+    """Return the properties that start the next source epoch for the topic of `identity`, at its log starts.
+
+    Earlier epochs keep theirs: they say of the old rows which topic they came from.
+    """
+    epoch = max(state.sources, default=FIRST_EPOCH - 1) + 1
+    properties = encode_source(epoch, identity)
+    for partition, log_start in log_starts.items():
+        properties |= encode_position(SourcePartition(epoch, partition), Position(log_start, owner, FIRST_EPOCH))
+    return properties
+
+
+def reconcile_properties(
+    state: TableState, *, owner: str, next_offsets: Mapping[SourcePartition, int]
+) -> dict[str, str]:
+    """Return the properties that set each of `next_offsets` and fence whoever owned a topic-partition before."""
+    properties: dict[str, str] = {}
+    for source, next_offset in next_offsets.items():
+        properties |= encode_position(source, Position(next_offset, owner, state.positions[source].owner_epoch + 1))
+    return properties
+
+
 def _encode(value: msgspec.Struct) -> str:
     return msgspec.json.encode(value).decode()
 
@@ -323,7 +347,10 @@ def _decode(key: str, value: str, kind: type[_Value]) -> _Value:
     try:
         return msgspec.json.decode(value, type=kind)
     except msgspec.MsgspecError as error:
-        msg = f"table property {key} cannot be read: {error}; found {value!r}. `streamforge reconcile` repairs it"
+        msg = (
+            f"table property {key} cannot be read: {error}; found {value!r}. Another program has written it: set it to "
+            "its value in an earlier metadata file of the table"
+        )
         raise CommitError(msg) from error
 
 

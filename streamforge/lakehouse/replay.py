@@ -6,9 +6,10 @@
     commit     one table snapshot removes the replaced files and adds the new ones
 
 The commit is compared and set like the writer's, and leaves the writer's positions alone. When another commit
-was faster only manifests are written again. It is planned again when a file to be replaced is gone, or when
-another replay came between (a replay counts itself in a table property that each compares: two replays of a
-range without rows remove no common file, and would both add theirs).
+was faster only manifests are written again. It is planned again, from the barrier on, when a file to be replaced
+is gone, or when another replay came between (a replay counts itself in a table property that each compares: two
+replays of a range without rows remove no common file, and would both add theirs). `streamforge reconcile`, which
+sets positions back, counts as one.
 
 Memory: one data file, one list of source records, the rows of one new file (`FILE_ROWS`, `FILE_BYTES`), and
 60 bytes for each row of the ranges. The source is read twice, to plan and to write.
@@ -152,10 +153,9 @@ def replay(
     started_s = monotonic_s()
     target = open_target(settings, contracts, table_name, recompute)
     checked = target.checked(ranges)
-    barrier = target.barrier(checked).wait(wait_s, on_look=lambda state: _tell(state, progress))
-    faults.step("replay.landed")
     for plans in range(1, PLANS_MAX + 1):
-        table = target.load()
+        table, barrier = _landed(target, checked, wait_s, progress)
+        faults.step("replay.landed")
         plan = make_plan(target, table, checked, progress)
         faults.step("replay.planned")
         if not plan.changes:
@@ -208,6 +208,21 @@ def commit_plan(
         summary=_summary(plan, commit_id),
         steps="replay.commit",
     )
+
+
+def _landed(
+    target: Target, ranges: Sequence[OffsetRange], wait_s: float, progress: Progress
+) -> tuple[Table, BarrierState]:
+    """Wait at the barrier and return the table behind it.
+
+    Positions only grow, except in `streamforge reconcile`, which raises the replay epoch: then the wait is repeated.
+    """
+    while True:
+        before = replay_epoch(target.load())
+        state = target.barrier(ranges).wait(wait_s, on_look=lambda state: _tell(state, progress))
+        table = target.load()
+        if replay_epoch(table) == before:
+            return table, state
 
 
 def _summary(plan: Plan, commit_id: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import structlog
 from confluent_kafka import Message
 from pyiceberg.table import Table
 
@@ -21,11 +22,13 @@ from streamforge.errors import CommitError
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.catalog import CATALOG_ERRORS
 from streamforge.lakehouse.freshness import time_summary
-from streamforge.lakehouse.protocol import Batch, Move, SourceIdentity, raw_epochs
+from streamforge.lakehouse.protocol import FIRST_EPOCH, Batch, Move, SourceIdentity, raw_epochs
 from streamforge.lakehouse.rows import Refused, RowDecoder, finish_rows, raw_topic_ids
 
 STEPS = ("claim_staged", "claim_sent", "data_written", "commit_staged", "commit_sent")
 """Kill points of claim and commit, in order, each after the prefix `writer.`."""
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -93,6 +96,15 @@ class TableWriter:
         self._identity, self._epoch = identity, claim.epoch
         for partition, next_offset in claim.next_offsets.items():
             self._held[partition] = _Held(claim.owner_epochs[partition], next_offset, next_offset)
+            if claim.owner_epochs[partition] == FIRST_EPOCH and next_offset > 0:
+                _log.warning(
+                    "first claim above offset 0",
+                    table=commit.table_name(self.table),
+                    topic_partition=f"{identity.topic}-{partition}",
+                    next_offset=next_offset,
+                    offsets_never_landed=next_offset,
+                    detail="Kafka removed the offsets before the log start before this table ever had them",
+                )
         return claim.next_offsets
 
     def skip_to(self, partition: int, offset: int) -> None:
