@@ -43,6 +43,7 @@ from benchmarks.common import CostSampler, emit
 from streamforge import broker
 from streamforge.contracts import load_contracts
 from streamforge.log_reader import log_ends
+from streamforge.logs import configure as configure_logs
 from streamforge.offsets import TopicPartition
 from streamforge.processes import choose_free_port
 from streamforge.settings import Settings, load_settings
@@ -65,6 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(home=Path(folder))
+        configure_logs(settings)
         broker.start(settings)
         try:
             create_topics(settings, load_contracts(settings.contracts_dir))
