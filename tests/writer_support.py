@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 from streamforge.contracts import Contracts
 from streamforge.kafka import producer_config
 from streamforge.lakehouse.catalog import load_table, open_catalog
-from streamforge.log_reader import log_starts, read_range, stable_ends
+from streamforge.log_reader import log_ends, log_starts, read_range, stable_ends
 from streamforge.market.records import Trade
 from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
@@ -129,18 +129,30 @@ def next_offsets(settings: Settings, contracts: Contracts, contract_id: str = "t
 class WriterThread:
     """A writer that runs in a thread; `exit_code` is there after `stop`."""
 
-    def __init__(self, settings: WriterSettings, contracts: Contracts, *, slot: str = "0") -> None:
+    def __init__(
+        self,
+        settings: WriterSettings,
+        contracts: Contracts,
+        *,
+        slot: str = "0",
+        consumer: Mapping[str, Any] | None = None,
+    ) -> None:
         self.exit_code: int | None = None
         self.metrics = ProcessMetrics("writer", slot)
         self.worker = WriterWorker(settings, contracts, slot=slot, metrics=self.metrics)
         self._stop = threading.Event()
         self._arguments = (settings, contracts, slot)
+        self._options = RunnerOptions(poll_s=0.02, consumer=consumer)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> WriterThread:
         """Begin."""
         self._thread.start()
         return self
+
+    def consumed(self) -> int:
+        """Return how many records it has taken in, records that came again among them."""
+        return int(self.metrics.counters().get("records", 0))
 
     def stop(self, timeout_s: float = 30) -> int | None:
         """Stop, wait and return the exit code."""
@@ -161,7 +173,7 @@ class WriterThread:
             contracts,
             slot=slot,
             metrics=self.metrics,
-            options=RunnerOptions(poll_s=0.02),
+            options=self._options,
             stop=self._stop,
         )
 
@@ -183,9 +195,15 @@ def wait_for_landed(
     contract_id: str = "trades",
     *,
     writer: WriterThread | None = None,
+    partitions: int = PARTITIONS,
 ) -> None:
-    """Wait until the table's positions have reached the topic's stable end; fail at once if `writer` ends."""
-    ends = stable_ends(settings, [TopicPartition(topic, number) for number in range(PARTITIONS)])
+    """Wait until the table's positions have reached the topic's stable end; fail at once if `writer` ends.
+
+    A committed transaction's markers follow its commit: until they are there the stable end lies below the records.
+    """
+    items = [TopicPartition(topic, number) for number in range(partitions)]
+    wait_until(lambda: stable_ends(settings, items) == log_ends(settings, items), what=f"markers in {topic}")
+    ends = stable_ends(settings, items)
     wanted = {item.partition: end for item, end in ends.items()}
 
     def landed() -> bool:
@@ -208,13 +226,7 @@ def start_writer_process(
     settings: WriterSettings, *, kill_at: str | None = None, slot: str = "0", log: Path
 ) -> subprocess.Popen[bytes]:
     """Start `streamforge run writer` as a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFORGE_")}
-    for name in ("home", "topic_prefix", "bootstrap_servers", "contracts_dir", *_writer_fields()):
-        value = getattr(settings, name)
-        text = msgspec.json.encode(value).decode() if isinstance(value, tuple) else str(value)
-        environment[f"STREAMFORGE_{name.upper()}"] = text
-    if kill_at is not None:
-        environment["STREAMFORGE_KILL_AT"] = kill_at
+    environment = writer_environment(settings.model_copy(update={"kill_at": kill_at}))
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "cli", "run", "writer", "--slot", slot],
@@ -222,6 +234,17 @@ def start_writer_process(
             stdout=output,
             stderr=output,
         )
+
+
+def writer_environment(settings: WriterSettings) -> dict[str, str]:
+    """Return the environment that gives a process these settings."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFORGE_")}
+    for name in ("home", "topic_prefix", "bootstrap_servers", "contracts_dir", "kill_at", *_writer_fields()):
+        value = getattr(settings, name)
+        if value is not None:
+            text = msgspec.json.encode(value).decode() if isinstance(value, tuple) else str(value)
+            environment[f"STREAMFORGE_{name.upper()}"] = text
+    return environment
 
 
 def _writer_fields() -> Iterable[str]:
