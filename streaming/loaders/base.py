@@ -48,7 +48,7 @@ class LoaderSettings(Settings):
         60.0, gt=0, description="Seconds between looks for new listings when every symbol is loaded."
     )
     loader_tail_records: int = Field(
-        1000, ge=1, description="Records at the end of each raw topic-partition that are read at start."
+        500, ge=1, description="Records at the end of each raw topic-partition that are read at start."
     )
     loader_report_interval_s: float = Field(5.0, gt=0, description="Seconds between events in queue-events.")
     loader_broker_wait_s: float = Field(
