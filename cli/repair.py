@@ -106,13 +106,18 @@ def _render_reconcile(name: str, plan: Reconcile | None, *, dry_run: bool, refus
         )
     if refused:
         return Group(*parts, Text(gap_text(plan), style="red"))
-    did = "would be set back" if dry_run else "are set back; start the writer, it lands the missing offsets again"
-    return Group(*parts, Text(f"positions {did}", style="bold"))
+    did = "would be set" if dry_run else "are set"
+    then = "" if dry_run else "; start the writer, it lands the missing offsets again"
+    return Group(*parts, Text(f"positions {did} to what main holds{then}", style="bold"))
 
 
-def _missing(partitions: Sequence[PartitionRepair]) -> Table:
-    table = Table("topic-partition", "epoch", "next_offset", "missing", "known by", "log start", "starts again at")
-    for item in partitions:
+def _missing(partitions: Sequence[PartitionRepair]) -> Group:
+    table = Table(box=None)
+    table.add_column("topic-partition", no_wrap=True)
+    for name in ("epoch", "next_offset", "missing", "known by", "log start", "restart"):
+        table.add_column(name)
+    moved = [item for item in partitions if item.held != item.next_offset]
+    for item in moved:
         table.add_row(
             f"{item.topic}-{item.source.partition}",
             str(item.source.epoch),
@@ -122,7 +127,7 @@ def _missing(partitions: Sequence[PartitionRepair]) -> Table:
             "gone" if item.log_start is None else str(item.log_start),
             str(item.restart),
         )
-    return table
+    return Group(table, Text(f"{len(partitions) - len(moved)} other topic-partitions stay where they are"))
 
 
 def _offsets(by_partition: Mapping[int, int]) -> str:

@@ -340,7 +340,7 @@ def _look(
 
 
 def _raise_unless_clear(view: TableView, found: Comparison, identity: SourceIdentity | None) -> None:
-    name = table_name(view.table)
+    name, short = table_name(view.table), view.table.name()[-1]
     topic = identity.topic if identity else "its topics"
     where = f"table {name}, topic {topic}" + (f", {found.where}" if found.where else "")
     match found.verdict:
@@ -355,13 +355,13 @@ def _raise_unless_clear(view: TableView, found: Comparison, identity: SourceIden
         case Verdict.TOPIC_REPLACED:
             msg = (
                 f"{where}: the table's offsets belong to {found.expected}, Kafka now has {found.found}. If the topic "
-                "was recreated on purpose, `streamforge rebind` starts a new source epoch and keeps the old rows"
+                f"was recreated on purpose, `streamforge rebind {short}` starts a new source epoch; old rows stay"
             )
             raise TopicIdentityError(msg)
         case Verdict.ROLLED_BACK:
             msg = (
                 f"{where}: expected {found.expected}, found {found.found}: the table was moved back, so rows that its "
-                "positions count as written are gone. `streamforge reconcile` mends the positions"
+                f"positions count as written are gone. `streamforge reconcile {short}` mends the positions"
             )
             raise HistoryRolledBackError(msg)
         case Verdict.MOVED | Verdict.RAW_EPOCH_TAKEN:

@@ -27,21 +27,19 @@ of their raw range leaves each once. A replay that is under way is planned again
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import pyarrow as pa
 from pyiceberg.table import Table
-from pyiceberg.table.snapshots import Snapshot
 
 from streamforge.contract_model import Contracts
 from streamforge.errors import CommitConflictError, RetentionGapError
 from streamforge.kafka import admin_client, describe_topics
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.catalog import load_table, open_catalog
+from streamforge.lakehouse.held import ends_of_commits, ends_of_rows, starts_of_commits
 from streamforge.lakehouse.kafka_reader import topic_identity
 from streamforge.lakehouse.protocol import (
     SourceIdentity,
@@ -53,9 +51,8 @@ from streamforge.lakehouse.protocol import (
     rebind_properties,
     reconcile_properties,
 )
-from streamforge.lakehouse.replay_plan import SOURCE_COLUMNS
 from streamforge.lakehouse.replay_run import REPLAY_EPOCH_KEY, replay_epoch
-from streamforge.lakehouse.replay_target import storage_errors, topic_settings
+from streamforge.lakehouse.replay_target import topic_settings
 from streamforge.log_reader import log_starts
 from streamforge.offsets import TopicPartition
 from streamforge.settings import Settings
@@ -251,9 +248,9 @@ def plan_reconcile(view: commit.TableView, live: Mapping[SourcePartition, int]) 
     history = check_history(view.state, view.history)
     if history.verdict is Verdict.CLEAR:
         return None
-    by_commits = _ends(_chain(view))
-    by_rows, without_source = _ends_of_rows(view.table)
-    first = _starts(view.table.metadata.snapshots)
+    by_commits = ends_of_commits(view)
+    by_rows, without_source = ends_of_rows(view.table)
+    first = starts_of_commits(view)
     state, snapshots = view.state, view.history.parents
     later = {source.epoch for source in by_commits.keys() | by_rows.keys()}
     partitions = []
@@ -365,58 +362,6 @@ def _live(settings: Settings, state: TableState) -> dict[SourcePartition, int]:
     }
     starts = log_starts(settings, items.values())
     return {source: starts[item] for source, item in items.items()}
-
-
-def _chain(view: commit.TableView) -> Iterator[Snapshot]:
-    """Yield the retained snapshots that `main` descends from, the youngest first."""
-    by_id = {item.snapshot_id: item for item in view.table.metadata.snapshots}
-    snapshot_id = view.history.main_snapshot_id
-    while snapshot_id is not None and snapshot_id in by_id:
-        yield by_id[snapshot_id]
-        snapshot_id = by_id[snapshot_id].parent_snapshot_id
-
-
-def _ranges(snapshot: Snapshot) -> Iterator[tuple[SourcePartition, int, int]]:
-    summary = snapshot.summary.additional_properties if snapshot.summary else {}
-    for epoch, ranges in json.loads(summary.get(commit.RANGES_KEY, "{}")).items():
-        for partition, (start, end) in ranges.items():
-            yield SourcePartition(int(epoch), int(partition)), start, end
-
-
-def _ends(youngest_first: Iterator[Snapshot]) -> dict[SourcePartition, int]:
-    ends: dict[SourcePartition, int] = {}
-    for snapshot in youngest_first:
-        for source, _, end in _ranges(snapshot):
-            ends.setdefault(source, end)
-    return ends
-
-
-def _starts(snapshots: Sequence[Snapshot]) -> dict[SourcePartition, int]:
-    starts: dict[SourcePartition, int] = {}
-    for snapshot in snapshots:
-        for source, start, _ in _ranges(snapshot):
-            starts[source] = min(start, starts.get(source, start))
-    return starts
-
-
-def _ends_of_rows(table: Table) -> tuple[dict[SourcePartition, int], int]:
-    """Return the greatest source offset + 1 of each topic-partition in `main`, and how many rows have none."""
-    ends: dict[SourcePartition, int] = {}
-    without_source = 0
-    columns = SOURCE_COLUMNS[:3]
-    with storage_errors(table, "read"):
-        for batch in table.scan(selected_fields=columns).to_arrow_batch_reader():
-            rows = pa.Table.from_batches([batch])
-            placed = rows.drop_null()
-            without_source += rows.num_rows - placed.num_rows
-            greatest: Any = placed.group_by(list(columns[:2])).aggregate([(columns[2], "max")])
-            for epoch, partition, offset in zip(*(greatest[name].to_pylist() for name in _GROUPED), strict=True):
-                source = SourcePartition(epoch, partition)
-                ends[source] = max(offset + 1, ends.get(source, 0))
-    return ends, without_source
-
-
-_GROUPED = (*SOURCE_COLUMNS[:2], f"{SOURCE_COLUMNS[2]}_max")
 
 
 def _changed(table: str) -> CommitConflictError:
