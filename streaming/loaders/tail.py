@@ -17,7 +17,7 @@ from confluent_kafka import Message
 from streamforge.contracts import Contracts
 from streamforge.errors import DecodeError
 from streamforge.kafka import admin_client, describe_topics
-from streamforge.log_reader import log_ends, log_starts, read_range
+from streamforge.log_reader import log_starts, read_range, stable_ends
 from streamforge.market.gaps import GapSpan, StreamGaps, TailScan
 from streamforge.market.records import GapKind, MarketGap, raw_record
 from streamforge.offsets import TopicPartition
@@ -98,7 +98,9 @@ def _last_records(settings: Settings, topic: str, records: int) -> Iterator[tupl
     if identity is None:
         return
     partitions = [TopicPartition(topic, number) for number in range(identity.partitions)]
-    ends = log_ends(settings, partitions)
+    # Never behind an open transaction: the loader would wait for a processor that stands still. A gap of ours
+    # that lies behind one is published again, which is harmless.
+    ends = stable_ends(settings, partitions)
     first = log_starts(settings, partitions)
     starts = {item: max(first[item], end - records) for item, end in ends.items()}
     for messages in read_range(settings, starts, ends):

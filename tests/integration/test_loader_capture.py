@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -14,9 +15,12 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streamforge.contracts import Contracts
+from streamforge.kafka import producer_config
 from streamforge.market.records import GapKind
 from streamforge.settings import Settings
+from streaming.loaders.binance import CHANNELS
 from streaming.loaders.sink import topic_name
+from streaming.loaders.tail import read_tail
 from tests.conftest import MakeTopics
 from tests.loader_support import (
     LOADER_CONTRACTS,
@@ -46,6 +50,19 @@ def contracts(make_topics: MakeTopics) -> Contracts:
 def venue() -> Iterator[SmallVenue]:
     with SmallVenue() as running:
         yield running
+
+
+def test_start_does_not_wait_for_a_processor_that_stands_still(platform: Settings, contracts: Contracts) -> None:
+    short = {"transaction.timeout.ms": 10_000}
+    producer = Producer(producer_config(platform, transactional_id=f"{platform.topic_prefix}bars.0", **short))
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(topic_name(contracts, "market-gaps"), b"{}", b"key", 0)
+    assert producer.flush(30) == 0
+
+    assert read_tail(platform, contracts, list(CHANNELS.values()), 100) is not None
+    # It is still open: had the start waited, the broker would have ended it meanwhile.
+    producer.commit_transaction(30)
 
 
 def _limit_record_size(admin: AdminClient, topic: str, size_bytes: int) -> None:
