@@ -31,11 +31,11 @@ from streamforge.kafka import producer_config, reader_config
 from streamforge.log_reader import log_ends
 from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
-from streamforge.settings import Settings, build_settings, load_settings
+from streamforge.settings import Settings, load_settings
 from streamforge.supervision import topic_of
 from streamforge.topics import create_topics
 from streaming.processors.base import TransactionalWorker
-from streaming.processors.parser import Parser, ParserSettings
+from streaming.processors.parser import Parser
 from streaming.runner import run_worker
 
 TOPICS = ("raw-trades", "raw-trades.dlq", "trades", "parser-changelog", "queue-events", "queue-control")
@@ -101,7 +101,7 @@ def ceiling(settings: Settings, ends: dict[TopicPartition, int]) -> Cost:
     return cost
 
 
-def parse(settings: ParserSettings, contracts: Contracts, ends: dict[TopicPartition, int]) -> Cost:
+def parse(settings: Settings, contracts: Contracts, ends: dict[TopicPartition, int]) -> Cost:
     """Return the cost from the parser's first assignment until its durable position is the backlog's end."""
     metrics = ProcessMetrics("parser", "0")
     worker = TransactionalWorker(Parser(settings), settings, contracts, slot="0", metrics=metrics)
@@ -141,7 +141,7 @@ def main() -> None:
     try:
         if own_broker:
             broker.start(load_settings(home=folder))
-        settings = build_settings(ParserSettings, **shared)
+        settings = load_settings(**shared)
         contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
         create_topics(settings, contracts, TOPICS)
         topic = topic_of(contracts, "raw-trades")

@@ -20,7 +20,7 @@ from cli.common import DryRunOption, Output, OutputOption, command, emit, error_
 from streamforge import faults
 from streamforge.contracts import load_contracts
 from streamforge.errors import ConfigurationError
-from streamforge.lakehouse.remake import MakeRemake, ReparseTrades, lineage_of
+from streamforge.lakehouse.remake import lineage_of
 from streamforge.lakehouse.replay import WAIT_S, preview, replay
 from streamforge.lakehouse.replay_plan import parse_offsets
 from streamforge.lakehouse.replay_ranges import (
@@ -31,10 +31,8 @@ from streamforge.lakehouse.replay_ranges import (
 )
 from streamforge.lakehouse.replay_target import Progress as Hear
 from streamforge.lakehouse.replay_target import Target, open_target, topic_settings
-from streamforge.market.parsing import parse_records
 from streamforge.offsets import OffsetRange
-from streamforge.settings import build_settings, load_settings
-from streaming.processors.parser import ParserSettings
+from streamforge.settings import load_settings
 
 _SHOWN_RANGES = 8
 
@@ -93,27 +91,20 @@ def replay_command(
     lineage = lineage_of(contracts, table)
     asked = parse_offsets(offsets or (), topic_settings(lineage.source.topic).name)
     find = _wish(asked, _window(from_time, to_time, time), everything=everything)
-    recompute = _parser_of_settings() if lineage.contract.id == "trades" else None
-    target = open_target(settings, contracts, table, recompute)
+    target = open_target(settings, contracts, table)
     ranges = find(target)
     if not ranges:
         msg = f"nothing to replay: no record of {target.source.topic} is meant"
         raise ConfigurationError(msg)
     with _progress_bars(shown=output is Output.TEXT) as hear:
         if dry_run:
-            plan, barrier = preview(settings, contracts, table, ranges, recompute=recompute, progress=hear)
+            plan, barrier = preview(settings, contracts, table, ranges, progress=hear)
             result = {**plan.as_dict(), "barrier": barrier.as_dict(), "dry_run": True}
         else:
-            report = replay(settings, contracts, table, ranges, recompute=recompute, wait_s=wait_s, progress=hear)
+            report = replay(settings, contracts, table, ranges, wait_s=wait_s, progress=hear)
             result = {**report.as_dict(), "dry_run": False}
     emit(result, output, lambda: _render(result))
     return 0
-
-
-def _parser_of_settings() -> MakeRemake:
-    """Return the re-run with the limits that the live parser has."""
-    limits = build_settings(ParserSettings).limits
-    return partial(ReparseTrades, parse=partial(parse_records, limits=limits))
 
 
 def _wish(offsets: Sequence[OffsetRange], window: _Window | None, *, everything: bool) -> Find:
@@ -176,6 +167,8 @@ def _render(result: dict[str, Any]) -> Group:
         grid.add_row("no row", ", ".join(f"{count:,} {reason}" for reason, count in result["dropped"].items()))
     kept = f"{result['rows_kept_in_files']:,} rows of other ranges lie in them and stay as they are"
     grid.add_row("files", f"{result['files_touched']:,} touched; {kept}")
+    if result["warning"] and (result["dry_run"] or result["committed"]):
+        grid.add_row("mind", Text(result["warning"], style="yellow"))
     grid.add_row("barrier", Text(_barrier_text(result["barrier"])))
     return Group(Text(_headline(result), style="bold"), grid)
 

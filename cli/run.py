@@ -67,9 +67,9 @@ def run(
 
 def _parser(contracts: Contracts, slot: str, metrics: ProcessMetrics) -> Worker:
     from streaming.processors.base import TransactionalWorker
-    from streaming.processors.parser import Parser, ParserSettings
+    from streaming.processors.parser import Parser
 
-    settings = build_settings(ParserSettings)
+    settings = load_settings()
     return TransactionalWorker(Parser(settings), settings, contracts, slot=slot, metrics=metrics)
 
 

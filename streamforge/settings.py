@@ -12,6 +12,8 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from streamforge.errors import ConfigurationError
+from streamforge.market.dedupe import MAX_INTERVALS
+from streamforge.market.parsing import ParserLimits
 
 _PACKAGE = Path(__file__).resolve().parent
 _CONTRACTS = next(
@@ -60,6 +62,15 @@ class Settings(BaseSettings):
     recordings_dir: Path | None = Field(
         None, description="Folder with recorded market data (has ws_binance/). Unset: the synthetic market is used."
     )
+    parser_max_event_ahead_s: float = Field(
+        60.0,
+        gt=0,
+        description="An event time further than this after receipt is a dead letter, seconds; "
+        "parser, replay and verify must have the same.",
+    )
+    parser_max_id_intervals: int = Field(
+        MAX_INTERVALS, ge=1, description="Intervals of seen trade ids that the parser keeps for each instrument."
+    )
     kill_at: str | None = Field(
         None, description="Tests only: SIGKILL this process at its named step, as step or step:N for the Nth passage."
     )
@@ -82,6 +93,14 @@ class Settings(BaseSettings):
     def resolved_warehouse(self) -> str:
         """Return the warehouse URI, with the embedded default filled in."""
         return self.warehouse or f"file://{self.home_path / 'warehouse'}"
+
+    @property
+    def parser_limits(self) -> ParserLimits:
+        """Return the bounds of what is believed, for whoever parses raw records: the parser, a replay, verify."""
+        return ParserLimits(
+            max_event_ahead_ns=int(self.parser_max_event_ahead_s * 1e9),
+            max_id_intervals=self.parser_max_id_intervals,
+        )
 
 
 def load_settings(**overrides: object) -> Settings:

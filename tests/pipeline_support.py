@@ -25,12 +25,12 @@ from streamforge.market.binance import parse_trades
 from streamforge.market.records import AggressorSide, DeadLetter, Trade
 from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
-from streamforge.settings import Settings, build_settings
+from streamforge.settings import Settings, build_settings, load_settings
 from streamforge.supervision import topic_of
 from streamforge.topics import create_topics
 from streaming.processors.bars import Bars, BarsSettings
 from streaming.processors.base import TransactionalWorker
-from streaming.processors.parser import Parser, ParserSettings
+from streaming.processors.parser import Parser
 from streaming.processors.types import TransactionOptions
 from streaming.runner import RunnerOptions, Worker, run_worker
 from tests.contract_files import copy_contracts
@@ -326,7 +326,7 @@ def make_worker(
     known = {name: getattr(pipeline.settings, name) for name in ("home", "contracts_dir", "topic_prefix")}
     known["bootstrap_servers"] = pipeline.settings.bootstrap_servers
     processor = (
-        Parser(build_settings(ParserSettings, _env_file=None, **known))
+        Parser(load_settings(_env_file=None, **known))
         if kind == "parser"
         else Bars(build_settings(BarsSettings, _env_file=None, **known))
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, cast
 
@@ -26,6 +27,7 @@ from streamforge.lakehouse.rows import SOURCE_OFFSET, SOURCE_PARTITION, RowDecod
 from streamforge.market.dedupe import SeenIds
 from streamforge.market.parsing import Parsed, ParserState, parse_records
 from streamforge.market.records import RawRecord, Trade, raw_record
+from streamforge.settings import Settings
 
 S = TypeVar("S")
 
@@ -72,12 +74,12 @@ class Recipe:
     Args:
         source_id: contract of the topic that the processor reads.
         group_kind: kind of the processor, the last part of its consumer group.
-        make: makes the re-run.
+        make: makes the re-run with the settings of the live processor.
     """
 
     source_id: str
     group_kind: str
-    make: MakeRemake
+    make: Callable[[Settings], MakeRemake]
 
 
 class Reland:
@@ -108,15 +110,18 @@ class Reland:
 class ReparseTrades:
     """Parses raw records again; the state is the trade ids seen, so that venue duplicates stay out.
 
+    Every id is remembered, without the live parser's bound: rows far behind a range would raise the floor above
+    it, and its rows would be too old. So a trade that the live parser refused as too old is made.
+
     Args:
         lineage: of `trades`.
         topic_id: Kafka's id of the raw topic.
-        parse: the parser; that of the live path unless a test says otherwise.
+        parse: the parser, with the limits of the live one.
     """
 
     history_columns: Sequence[str] = ("instrument", "trade_id")
 
-    def __init__(self, lineage: Lineage, topic_id: str, parse: ParseRecords = parse_records) -> None:
+    def __init__(self, lineage: Lineage, topic_id: str, parse: ParseRecords) -> None:
         self._contract = lineage.contract
         self._topic_id = topic_id
         self._parse = parse
@@ -132,7 +137,7 @@ class ReparseTrades:
         instruments: list[str] = pc.unique(rows["instrument"]).to_pylist()  # type: ignore[assignment]
         for instrument in instruments:
             ids = rows.filter(pc.field("instrument") == instrument)["trade_id"].cast(pa.int64())
-            seen = known[instrument].copy() if instrument in known else SeenIds()
+            seen = known[instrument].copy() if instrument in known else SeenIds(max_intervals=None)
             for number in np.unique(ids.to_numpy()):
                 seen.add(int(number))
             known[instrument] = seen
@@ -147,7 +152,8 @@ class ReparseTrades:
                 records.append(raw_record(self._topic_id, message))
             except DecodeError as error:
                 dropped[error.reason] += 1
-        parsed = self._parse(state, records)
+        unbounded = {item.instrument: SeenIds(max_intervals=None) for item in records if item.instrument not in state}
+        parsed = self._parse({**state, **unbounded}, records)
         dropped.update(refusal.reason for refusal in parsed.refusals)
         dropped.update({name: count for name, count in parsed.counters.items() if count})
         decoded = self._decoder.decode(cast("list[Message]", [_Sent(trade) for trade in parsed.trades]))
@@ -157,7 +163,12 @@ class ReparseTrades:
         return parsed.state, Remade(rows.drop_columns([SOURCE_PARTITION, SOURCE_OFFSET]), dropped)
 
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({"trades": Recipe("raw-trades", "parser", ReparseTrades)})
+def reparse_trades(settings: Settings) -> MakeRemake:
+    """Return the re-run of `trades` with the limits of the live parser."""
+    return partial(ReparseTrades, parse=partial(parse_records, limits=settings.parser_limits))
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType({"trades": Recipe("raw-trades", "parser", reparse_trades)})
 """Tables that a processor makes, by contract id; the others are landed again from their own topics."""
 
 

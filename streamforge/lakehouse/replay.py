@@ -8,11 +8,12 @@
 The commit is compared and set like the writer's, and leaves the writer's positions alone. When another commit
 was faster only manifests are written again. It is planned again, from the barrier on, when a file to be replaced
 is gone, or when another replay came between (a replay counts itself in a table property that each compares: two
-replays of a range without rows remove no common file, and would both add theirs). `streamforge reconcile`, which
-sets positions back, counts as one.
+replays of a range without rows remove no common file, and would both add theirs), or when a commit brought a
+trade that the plan adds (the live parser, which lacked it, took the venue's repetition). `streamforge reconcile`,
+which sets positions back, counts as a replay.
 
 Memory: one data file, one list of source records, the rows of one new file (`FILE_ROWS`, `FILE_BYTES`), and
-60 bytes for each row of the ranges. The source is read twice, to plan and to write.
+60 bytes for each row of the ranges, and the ids of rows that are added. The source is read twice, to plan and to write.
 """
 
 from __future__ import annotations
@@ -24,19 +25,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from streamforge import faults
 from streamforge.contract_model import Contracts
-from streamforge.errors import CommitConflictError
+from streamforge.errors import CommitConflictError, DataQualityError
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.barrier import BarrierState
 from streamforge.lakehouse.protocol import PREFIX, encode_raw_topics
 from streamforge.lakehouse.remake import MakeRemake
 from streamforge.lakehouse.replay_plan import Plan
 from streamforge.lakehouse.replay_run import REPLAY_EPOCH_KEY, make_plan, replay_epoch, write_files
-from streamforge.lakehouse.replay_target import Progress, Target, open_target, silent
+from streamforge.lakehouse.replay_target import Progress, Target, files_since, open_target, read_file, silent
+from streamforge.market.parsing import TOO_OLD_TO_DEDUPE
 from streamforge.offsets import OffsetRange
 from streamforge.settings import Settings
 
@@ -143,10 +147,11 @@ def replay(
         monotonic_s: clock for durations, seconds.
 
     Raises:
-        ConfigurationError: no such table, or a range that is not of its source topic.
+        ConfigurationError: no such table, no range, or one that is not of its source topic.
         RetentionGapError: a range starts below the log start.
         PermanentSourceError: a range ends beyond the log, or the source topic is absent.
         RetryableSourceError: the barrier was not reached within `wait_s`, or the broker does not answer.
+        DataQualityError: the re-run forgot ids, so that rows which are there would go.
         CommitError: the table cannot be read, or others always changed it first; nothing was changed.
         CommitUnknownError: the commit may have landed; a second replay finds out.
     """
@@ -160,6 +165,7 @@ def replay(
         faults.step("replay.planned")
         if not plan.changes:
             return ReplayReport(plan, barrier, None, "", 0, plans, monotonic_s() - started_s)
+        _check_nothing_forgotten(plan)
         commit_id = uuid.uuid4().hex
         files = write_files(target, table, plan, commit_id, progress)
         faults.step("replay.data_written")
@@ -182,10 +188,11 @@ def commit_plan(
 
     Raises:
         FilesGoneError: a file to be replaced is gone; nothing landed.
-        StalePlanError: another replay came between; nothing landed.
+        StalePlanError: another replay, or a row that the plan adds, came between; nothing landed.
         HistoryRolledBackError: the table was moved back by a person.
         CommitUnknownError: the outcome could not be found out.
     """
+    landed = _LandedSince(target, plan)
 
     def decide(view: commit.TableView) -> Mapping[str, str]:
         commit.check_not_rolled_back(view)
@@ -195,6 +202,7 @@ def commit_plan(
                 f"table {plan.table}: planned on replay and source epoch {plan.replay_epoch, plan.epoch}, found {found}"
             )
             raise StalePlanError(msg)
+        landed.check(view.table)
         properties = {REPLAY_EPOCH_KEY: str(plan.replay_epoch + 1)}
         if not target.lineage.is_direct:
             properties |= encode_raw_topics({target.source.topic_id: plan.epoch})
@@ -208,6 +216,48 @@ def commit_plan(
         summary=_summary(plan, commit_id),
         steps="replay.commit",
     )
+
+
+class _LandedSince:
+    """Looks in what landed since the plan for rows that the plan adds; every table snapshot is read once."""
+
+    def __init__(self, target: Target, plan: Plan) -> None:
+        self._columns = target.remake.history_columns
+        self._plan = plan
+        self._seen_snapshot_id = plan.snapshot_id
+
+    def check(self, table: Table) -> None:
+        """Raise `StalePlanError` when one is there, or when what is there cannot be known any more."""
+        added = self._plan.added
+        if added is None or not added.num_rows:
+            return
+        tasks = files_since(table, self._seen_snapshot_id)
+        if tasks is None:
+            msg = f"table {self._plan.table}: table snapshot {self._seen_snapshot_id}, planned on, is gone"
+            raise StalePlanError(msg)
+        text = pa.schema([(name, pa.large_string()) for name in self._columns])
+        for task in tasks:
+            rows = read_file(table, task, self._columns, AlwaysTrue()).select(self._columns).cast(text)
+            again = rows.join(added.cast(text), keys=list(self._columns), join_type="left semi")
+            if again.num_rows:
+                examples = ", ".join(" ".join(map(str, row.values())) for row in again.slice(0, 3).to_pylist())
+                msg = (
+                    f"table {self._plan.table}: {again.num_rows} rows that the replay adds landed meanwhile from other "
+                    f"records, such as {examples}. Nothing was changed; replay again"
+                )
+                raise StalePlanError(msg)
+        self._seen_snapshot_id = table.metadata.current_snapshot_id
+
+
+def _check_nothing_forgotten(plan: Plan) -> None:
+    """Refuse a plan that takes rows away because the re-run could not tell their ids from duplicates."""
+    forgotten = plan.dropped.get(TOO_OLD_TO_DEDUPE, 0)
+    if forgotten and plan.counts.gone:
+        msg = (
+            f"{plan.table}: the re-run refused {forgotten} trades as {TOO_OLD_TO_DEDUPE}, and {plan.counts.gone} rows "
+            "that are there would go. Nothing was changed; a re-run must remember every id of the table"
+        )
+        raise DataQualityError(msg)
 
 
 def _landed(

@@ -205,6 +205,7 @@ class Plan:
         hash_after: content hash of what the re-run makes.
         dropped: records and events that gave no row, by reason (dead letters, duplicates).
         index: the ranges' rows by identity.
+        added: what the state keeps of the rows that are not there yet; None where the re-run has no state.
     """
 
     table: str
@@ -219,6 +220,18 @@ class Plan:
     hash_after: ContentHash
     dropped: Mapping[str, int]
     index: RowIndex = field(repr=False, compare=False)
+    added: pa.Table | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def warning(self) -> str | None:
+        """Return what the live processor does not know of such a replay, for people; None: there is nothing."""
+        if self.added is None or not (self.counts.added or self.counts.gone):
+            return None
+        return (
+            f"the live parser does not know the {self.counts.added:,} ids that a replay adds here, nor that it removes "
+            f"{self.counts.gone:,} rows: an added trade that the venue repeats later lands twice (`streamforge verify` "
+            "shows it as unexpected). To mend that, replay the same topic-partitions again up to the log's end"
+        )
 
     @property
     def changes(self) -> bool:
@@ -244,15 +257,18 @@ class Plan:
             "dropped": dict(self.dropped),
             "hash_now": str(self.hash_now),
             "hash_after": str(self.hash_after),
+            "warning": self.warning,
         }
 
 
 class Comparison:
     """Compares re-made rows with those of the index, as they come."""
 
-    def __init__(self, lineage: Lineage, index: RowIndex) -> None:
+    def __init__(self, lineage: Lineage, index: RowIndex, history_columns: Sequence[str] = ()) -> None:
         self._lineage = lineage
         self._index = index
+        self._history_columns = list(history_columns)
+        self._added: list[pa.Table] = []
         self._compared = lineage.compared
         self._equal = self._changed = self._after = 0
         self.hash_after = ContentHash()
@@ -270,6 +286,15 @@ class Comparison:
         self._equal += same
         self._changed += int((places >= 0).sum()) - same
         self.hash_after += ContentHash.of_rows(hashes)
+        if self._history_columns:
+            self._added.append(rows.filter(pa.array(places < 0)).select(self._history_columns))
+
+    def added(self) -> pa.Table | None:
+        """Return the history columns of the rows that are not there yet; None where there is no history."""
+        if not self._history_columns:
+            return None
+        empty = self._lineage.contract.arrow_schema.empty_table().select(self._history_columns)
+        return pa.concat_tables([empty, *self._added])
 
     def counts(self) -> Counts:
         """Return the counts of everything taken in."""

@@ -59,7 +59,7 @@ def make_plan(target: Target, table: Table, ranges: Sequence[OffsetRange], progr
     """
     epoch = target.epoch_in(commit.view_of(table).state)
     touched, kept_rows, index, hash_now = _rows_now(target, table, epoch, ranges)
-    comparison = Comparison(target.lineage, index)
+    comparison = Comparison(target.lineage, index, target.remake.history_columns)
     for remade in _rerun(target, table, epoch, ranges, partial(progress, "plan")):
         comparison.add(_finished(target, remade, index, epoch, commit_id=""), remade.dropped)
     return Plan(
@@ -75,6 +75,7 @@ def make_plan(target: Target, table: Table, ranges: Sequence[OffsetRange], progr
         hash_after=comparison.hash_after,
         dropped=dict(comparison.dropped),
         index=index,
+        added=comparison.added(),
     )
 
 

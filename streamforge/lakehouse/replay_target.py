@@ -118,6 +118,12 @@ class Target:
             PermanentSourceError: one ends beyond the last stable offset.
         """
         merged = merged_ranges(ranges)
+        if not merged:
+            msg = (
+                f"nothing to replay in {self.lineage.contract.id}: expected ranges of {self.source.topic} that hold "
+                "offsets, found none"
+            )
+            raise ConfigurationError(msg)
         logs = log_ranges(self.settings, [self.source.topic])
         for each in merged:
             if each.topic_partition not in logs:
@@ -150,7 +156,7 @@ def open_target(
     load_table(catalog, settings, lineage.contract)
     source = topic_identity(settings, topic_settings(lineage.source.topic).name)
     recipe = RECIPES.get(lineage.contract.id)
-    make = recompute or (recipe.make if recipe else Reland)
+    make = recompute or (recipe.make(settings) if recipe else Reland)
     return Target(settings, catalog, lineage, source, make(lineage, source.topic_id))
 
 
@@ -170,6 +176,31 @@ def files_with(table: Table, row_filter: BooleanExpression) -> list[FileScanTask
     """
     with storage_errors(table, "looked up"):
         return list(table.scan(row_filter=row_filter).plan_files())
+
+
+def files_since(table: Table, snapshot_id: int | None) -> list[FileScanTask] | None:
+    """Return the data files that the table snapshots after `snapshot_id` brought; None: it is no ancestor any more.
+
+    Raises:
+        CommitError: the table's metadata cannot be read.
+    """
+    new: set[int] = set()
+    found = table.metadata.current_snapshot_id
+    while found != snapshot_id:
+        snapshot = table.metadata.snapshot_by_id(found) if found is not None else None
+        if snapshot is None:
+            return None
+        new.add(snapshot.snapshot_id)
+        found = snapshot.parent_snapshot_id
+    now = table.metadata.current_snapshot()
+    if now is None or not new:
+        return []
+    with storage_errors(table, "looked up"):
+        old = table.metadata.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+        known = {each.manifest_path for each in old.manifests(table.io)} if old is not None else set()
+        manifests = [each for each in now.manifests(table.io) if each.manifest_path not in known]
+        entries = [entry for each in manifests for entry in each.fetch_manifest_entry(table.io)]
+    return [FileScanTask(entry.data_file) for entry in entries if entry.snapshot_id in new]
 
 
 def read_file(table: Table, task: FileScanTask, columns: Iterable[str], row_filter: BooleanExpression) -> pa.Table:

@@ -6,7 +6,9 @@ Two comparisons, each by identity and by a hash of the values:
   exactly one row; a record that cannot be decoded has a dead letter instead. Where a table can be made again from
   raw, values are judged by raw alone: after a replay the table is right and the typed record is not.
 - *raw*: raw records are parsed again by the live parser's own function; every trade of them is in `trades` once,
-  by its raw identity. This does not trust the parser process, its transactions or the typed topic.
+  by its raw identity. This does not trust the parser process, its transactions or the typed topic. A trade that
+  lies twice in the table, from two raw records, is `unexpected` once; one that the live parser refused as too old
+  to tell from a duplicate is `lost`, since here every id is remembered. A replay up to the log's end mends both.
 
 Both stop at a barrier, so a live pipeline may go on: the ends are captured once at the start, and the rows come
 from one table snapshot with the `next_offset`s of the same metadata. What is beyond is `not landed`, not lost.
@@ -41,7 +43,7 @@ from streamforge.lakehouse.remake import RECIPES, ReparseTrades, lineage_of
 from streamforge.lakehouse.replay_plan import RAW_COLUMNS, SOURCE_COLUMNS, Lineage
 from streamforge.lakehouse.rows import RowDecoder
 from streamforge.log_reader import log_ends, log_starts, read_range
-from streamforge.market.parsing import Parsed, ParserState, parse_records
+from streamforge.market.parsing import Parsed, ParserLimits, ParserState, parse_records
 from streamforge.market.records import DeadLetter, RawRecord
 from streamforge.offsets import OffsetRange, TopicPartition
 from streamforge.settings import Settings
@@ -283,7 +285,7 @@ class _TableRun:
         ends = {item: max(end, starts[item]) for item, end in ends.items()}
         sides.starts = {item.partition: start for item, start in starts.items()}
         sides.ends = {item.partition: end for item, end in ends.items()}
-        parser = _Reparser(lineage, topic_id)
+        parser = _Reparser(lineage, topic_id, self._settings.parser_limits)
         raw_epoch = {found: number for number, found in state.raw_topics.items()}.get(topic_id, 0)
         for item, start in starts.items():
             if start > 0:
@@ -367,7 +369,8 @@ class _TableRun:
 class _Reparser:
     """The live parser's function over raw records, a state for each topic-partition, refusals with their places."""
 
-    def __init__(self, lineage: Lineage, topic_id: str) -> None:
+    def __init__(self, lineage: Lineage, topic_id: str, limits: ParserLimits) -> None:
+        self._limits = limits
         self._remake = ReparseTrades(lineage, topic_id, self._parse)
         self._states: dict[int, ParserState] = {}
         self._parsed_offsets: set[int] = set()
@@ -390,7 +393,7 @@ class _Reparser:
     def _parse(self, state: ParserState, records: Iterable[RawRecord]) -> Parsed:
         taken = list(records)
         self._parsed_offsets.update(record.offset for record in taken)
-        parsed = parse_records(state, taken)
+        parsed = parse_records(state, taken, self._limits)
         self._refused += [(item.record.partition, item.record.offset, item.index) for item in parsed.refusals]
         return parsed
 

@@ -26,18 +26,19 @@ class SeenIds:
 
     The set is bounded: with more than `max_intervals` the lowest is forgotten and the floor rises to its
     end. An id below the floor may have been seen or not: it is `too_old`, and never a silent duplicate.
+    With None for `max_intervals` nothing is ever forgotten.
     """
 
     __slots__ = ("_ends", "_floor", "_max_intervals", "_starts")
 
-    def __init__(self, *, max_intervals: int = MAX_INTERVALS) -> None:
+    def __init__(self, *, max_intervals: int | None = MAX_INTERVALS) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._floor = 0
         self._max_intervals = max_intervals
 
     @classmethod
-    def of(cls, ids: Iterable[int], *, max_intervals: int = MAX_INTERVALS) -> SeenIds:
+    def of(cls, ids: Iterable[int], *, max_intervals: int | None = MAX_INTERVALS) -> SeenIds:
         """Return the set of `ids`."""
         seen = cls(max_intervals=max_intervals)
         for number in ids:
@@ -45,7 +46,7 @@ class SeenIds:
         return seen
 
     @classmethod
-    def from_text(cls, text: str, *, max_intervals: int = MAX_INTERVALS) -> SeenIds:
+    def from_text(cls, text: str, *, max_intervals: int | None = MAX_INTERVALS) -> SeenIds:
         """Return the set that `to_text` wrote.
 
         Raises:
@@ -122,6 +123,8 @@ class SeenIds:
         return f"SeenIds({self.to_text()})"
 
     def _forget(self) -> None:
+        if self._max_intervals is None:
+            return
         while len(self._starts) > self._max_intervals:
             del self._starts[0]
             self._floor = self._ends.pop(0)

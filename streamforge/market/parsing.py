@@ -22,6 +22,7 @@ from streamforge.market.records import RawRecord, Trade
 PARSER_VERSION = __version__
 DUPLICATES = "duplicates"
 SKIPPED_PROTOCOL = "skipped.protocol_message"
+TOO_OLD_TO_DEDUPE = "too_old_to_dedupe"
 
 ParserState = Mapping[str, SeenIds]
 """Ids seen by instrument."""
@@ -184,4 +185,4 @@ def _trade(record: RawRecord, index: int, event: VenueTrade) -> Trade:
 
 def _too_old(record: RawRecord, index: int, event: VenueTrade, seen: SeenIds) -> Refusal:
     detail = f"trade id {event.trade_id} is below {seen.floor}, from which on duplicates can be told"
-    return Refusal(record, index, "too_old_to_dedupe", detail)
+    return Refusal(record, index, TOO_OLD_TO_DEDUPE, detail)

@@ -6,36 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 from confluent_kafka import Message
-from pydantic import Field
 
 from streamforge.errors import DecodeError
-from streamforge.market.dedupe import MAX_INTERVALS, SeenIds
-from streamforge.market.parsing import ParserLimits, ParserState, parse_records
+from streamforge.market.dedupe import SeenIds
+from streamforge.market.parsing import ParserState, parse_records
 from streamforge.market.records import RawRecord, raw_record
 from streamforge.settings import Settings
 from streaming.processors.types import Output, Refused, Source, Step
 
 _ENCODE = msgspec.json.Encoder().encode
 _TRADES = "trades"
-
-
-class ParserSettings(Settings):
-    """What the parser needs besides what every process needs."""
-
-    parser_max_event_ahead_s: float = Field(
-        60.0, gt=0, description="An event time further than this after receipt is a dead letter, seconds."
-    )
-    parser_max_id_intervals: int = Field(
-        MAX_INTERVALS, ge=1, description="Intervals of seen trade ids that are kept for each instrument."
-    )
-
-    @property
-    def limits(self) -> ParserLimits:
-        """Return the bounds of what is believed; a replay parses with the same ones."""
-        return ParserLimits(
-            max_event_ahead_ns=int(self.parser_max_event_ahead_s * 1e9),
-            max_id_intervals=self.parser_max_id_intervals,
-        )
 
 
 class Parser:
@@ -46,8 +26,8 @@ class Parser:
     changelog_id = "parser-changelog"
     output_ids: Sequence[str] = (_TRADES,)
 
-    def __init__(self, settings: ParserSettings) -> None:
-        self._limits = settings.limits
+    def __init__(self, settings: Settings) -> None:
+        self._limits = settings.parser_limits
 
     def restore(self, saved: Mapping[str, str]) -> ParserState:
         """Return the ids seen by instrument."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamforge.errors import DecodeError
-from streamforge.market.dedupe import SeenIds, Verdict
+from streamforge.market.dedupe import MAX_INTERVALS, SeenIds, Verdict
 
 IDS = st.lists(st.integers(0, 60), max_size=200)
 MANY_IDS = st.lists(st.integers(0, 2**63 - 1) | st.integers(0, 100), max_size=100)
@@ -17,7 +17,7 @@ MANY_IDS = st.lists(st.integers(0, 2**63 - 1) | st.integers(0, 100), max_size=10
 
 @given(IDS)
 def test_seen_ids_unbounded_tell_new_from_duplicate_like_a_set(ids: list[int]) -> None:
-    seen, plain = SeenIds(), set[int]()
+    seen, plain = SeenIds(max_intervals=None), set[int]()
     for number in ids:
         expected = Verdict.DUPLICATE if number in plain else Verdict.NEW
         assert seen.add(number) is expected
@@ -63,3 +63,13 @@ def test_seen_ids_copy_leaves_the_first_as_it_was(ids: list[int], more: list[int
 def test_seen_ids_of_a_bad_text_are_refused(text: str) -> None:
     with pytest.raises(DecodeError):
         SeenIds.from_text(text)
+
+
+def test_seen_ids_without_a_bound_forget_nothing() -> None:
+    ids = range(0, 4 * MAX_INTERVALS, 2)
+    seen = SeenIds.of(reversed(ids), max_intervals=None).copy()
+    assert seen.floor == 0
+    assert len(list(seen.intervals())) == 2 * MAX_INTERVALS
+    assert {seen.add(number) for number in ids} == {Verdict.DUPLICATE}
+    assert SeenIds.from_text(seen.to_text(), max_intervals=None) == seen
+    assert SeenIds.of(ids).floor > 0, "the test has more gaps than are kept by default"
