@@ -26,6 +26,7 @@ from confluent_kafka import TopicPartition as KafkaTopicPartition
 
 from benchmarks.common import emit
 from streamforge import broker
+from streamforge.collector import calm_collector
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.kafka import producer_config, reader_config
 from streamforge.log_reader import log_ends
@@ -119,6 +120,7 @@ def parse(settings: Settings, contracts: Contracts, ends: dict[TopicPartition, i
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
+    calm_collector()
     code = run_worker(worker, settings, contracts, slot="0", metrics=metrics, stop=stop)
     stop.set()
     watcher.join()

@@ -28,6 +28,7 @@ from confluent_kafka.admin import NewTopic
 
 from benchmarks.common import emit
 from streamforge import broker
+from streamforge.collector import calm_collector
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.kafka import admin_client, producer_config, reader_config
 from streamforge.log_reader import stable_ends
@@ -147,6 +148,7 @@ def _land(
     worker = WriterWorker(settings, contracts, slot="0", metrics=metrics)
 
     def serve() -> None:
+        calm_collector()
         if profile:
             profiler.enable()
         run_worker(worker, settings, contracts, slot="0", metrics=metrics, stop=stop)

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from cli.common import DryRunOption, Output, OutputOption, command, emit
+from streamforge.collector import calm_collector
 from streamforge.contracts import load_contracts
 from streamforge.errors import ConfigurationError
 from streamforge.settings import build_settings
@@ -66,6 +67,7 @@ def load(
         emit(described, output, lambda: _table("Would subscribe", described))
         return 0
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
+    calm_collector()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         report = runner.run(run_loader(settings, contracts, request))
     result = report.counters | {"unsaid": report.unsaid, "wall_s": round(report.wall_s, 3)}

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cli.common import DryRunOption, Output, OutputOption, command, emit
 from streamforge import faults
+from streamforge.collector import calm_collector
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.errors import ConfigurationError
 from streamforge.metrics import MetricsServer, ProcessMetrics
@@ -53,6 +54,7 @@ def run(
         emit(result, output, lambda: _table("Would run", result))
         return 0
     server = MetricsServer(metrics, port=metrics_port)
+    calm_collector()
     try:
         code = run_worker(worker, settings, contracts, slot=slot, metrics=metrics, metrics_port=server.port)
     finally:

@@ -129,8 +129,10 @@ def _served(
     """Serve to the end and return what there is to say about it."""
     import asyncio
 
+    from streamforge.collector import calm_collector
     from streaming.simulator.process import run_simulator
 
+    calm_collector()
     serving = run_simulator(
         market, settings, plan, control=control, announce=_announced(output), progress=_progress(output)
     )
