@@ -59,6 +59,7 @@ def demo(
     Example: streamforge demo --events 50000
     """
     from cli.verify import raw_channels
+    from streamforge import faults
     from streamforge.demo.home import REPORT_FILE, demo_home
     from streamforge.demo.run import DemoOptions, run_demo
     from streamforge.platform.signals import StopRequested
@@ -82,6 +83,7 @@ def demo(
         recordings_dir=recordings,
         keep=keep,
     )
+    faults.arm(settings.kill_at)
     with _Screen() as screen:
         try:
             report = run_demo(settings, options, raw_channels(), screen)

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
+from streamforge import faults
 from streamforge.contracts import load_contracts
 from streamforge.demo.home import is_demo_home, prepare_home
 from streamforge.demo.market import (
@@ -340,6 +341,7 @@ class _Demo:
 
     def _verify(self, line: Line) -> None:
         """Compare every table with its topics and with what was sent."""
+        faults.step("demo.verify")
         comparisons = verify_tables(
             self._settings,
             self._contracts,

@@ -32,11 +32,11 @@ END_TIMEOUT_S = 300.0
 
 
 @contextmanager
-def demo(home: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def demo(home: Path, *options: str, kill_at: str = "") -> Iterator[subprocess.Popen[str]]:
     """Start a small demo below `home`; kill it at the end if it still runs."""
     command = [sys.executable, "-m", "cli", "demo", *SMALL, *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFORGE_")}
-    environment |= {"STREAMFORGE_HOME": str(home)}
+    environment |= {"STREAMFORGE_HOME": str(home), "STREAMFORGE_KILL_AT": kill_at}
     with (home / "out").open("w") as out, (home / "err").open("w") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, text=True)
     try:
@@ -105,10 +105,11 @@ def test_demo_loses_nothing_says_so_and_leaves_no_process(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("table", ["raw-depth", "trades"])
 def test_demo_with_rows_removed_behind_its_back_reports_them_lost(tmp_path: Path, table: str) -> None:
-    with demo(tmp_path) as process:
-        # The demo stands still while the rows go, so that it has not compared them before.
+    with demo(tmp_path, kill_at="demo.verify!stop") as process:
+        # It stands still before it compares, until the rows are gone.
         wait_for_phase(tmp_path, process, "verify")
-        process.send_signal(signal.SIGSTOP)
+        stopped = psutil.Process(process.pid)
+        wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED, what="the demo stands still")
         gone = remove_a_data_file(tmp_path / HOME_NAME, table)
         process.send_signal(signal.SIGCONT)
         found = result(tmp_path, process)
