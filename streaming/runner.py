@@ -174,7 +174,10 @@ def run_worker(
         code, detail = 1, f"unexpected {type(error).__name__}: {error}"
         log.exception("stopped by an unexpected error", exit_code=code)
     metrics.set_ready(False)
-    loop.close(failed=code != 0)
+    late = loop.close(failed=code != 0)
+    if late is not None and not code:
+        code, detail = late.exit_code, f"{type(late).__name__}: {late}"
+        log.error("stopped", error=type(late).__name__, detail=str(late), exit_code=code)
     if code:
         publisher.error(detail, exit_code=code)
     else:
@@ -242,15 +245,23 @@ class _Loop:
         self._state = ProcessState.STOPPING
         self._commit()
 
-    def close(self, *, failed: bool) -> None:
-        """Close consumer, worker and listener; after a failure nothing is committed on the way."""
+    def close(self, *, failed: bool) -> StreamForgeError | None:
+        """Close consumer, worker and listener; after a failure nothing is committed on the way.
+
+        Returns:
+            What the worker's last commit raised, in the revocation that the consumer makes of its close.
+        """
         self._failed = failed
+        late = None
         try:
             self._consumer.close()
-        except (KafkaException, RuntimeError, StreamForgeError) as error:
+        except StreamForgeError as error:
+            late = error
+        except (KafkaException, RuntimeError) as error:
             self._log.warning("consumer not closed cleanly", detail=str(error))
         self._worker.close()
         self._listener.close()
+        return late
 
     # What the consumer tells
 

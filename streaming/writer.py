@@ -3,9 +3,10 @@
 One fetch after another is decoded and buffered for its table; every commit interval, or when the buffer is
 full, each table gets one snapshot with rows and positions together (`streamforge.lakehouse.commit`). In order:
 
-1. dead letters are flushed to the broker: their offsets may pass only when they are safe;
-2. for each table: data files, manifests, one compare-and-set;
-3. the group's offsets, as a hint for lag tools; positions are read from the tables, never from the group.
+1. each topic's identity is read: one that was made anew since the claim has offsets of its own;
+2. dead letters are flushed to the broker: their offsets may pass only when they are safe;
+3. for each table: data files, manifests, one compare-and-set;
+4. the group's offsets, as a hint for lag tools; positions are read from the tables, never from the group.
 
 Topic-partitions are claimed in the table when Kafka assigns them, and reading starts where the table says.
 """
@@ -34,7 +35,7 @@ from streamforge.errors import (
 )
 from streamforge.kafka import admin_client, describe_topics, producer_config
 from streamforge.lakehouse.catalog import ensure_table, open_catalog, probe_compare_and_set
-from streamforge.lakehouse.commit import PositionsMovedError, view_of
+from streamforge.lakehouse.commit import ClaimedMeanwhileError, PositionsMovedError, view_of
 from streamforge.lakehouse.freshness import EVENT_COLUMN, RECEIVE_COLUMN, LatencyHistogram
 from streamforge.lakehouse.maintenance import Maintenance
 from streamforge.lakehouse.protocol import SourceIdentity
@@ -45,7 +46,7 @@ from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
 from streamforge.settings import Settings
 from streamforge.supervision import ProcessIdentity, topic_of
-from streaming.kafka_errors import kafka_error
+from streaming.kafka_errors import is_fenced, kafka_error
 from streaming.runner import Fetched
 
 KIND = "writer"
@@ -65,6 +66,7 @@ WRITER_STEPS = (
 """Kill points in the order in which one commit passes them; tests kill the process at each."""
 
 _FLUSH_TIMEOUT_S = 30.0
+_CLAIM_ATTEMPTS = 3
 
 _log = structlog.get_logger(__name__)
 
@@ -139,6 +141,7 @@ class WriterWorker:
         self._undelivered: KafkaError | None = None
         self._letters = 0
         limits: dict[str, Any] = {"message.max.bytes": self._max_letter_bytes()}
+        self._admin = admin_client(settings)
         self._producer = Producer(producer_config(settings, **limits))
         self._log = _log.bind(owner=self.owner)
 
@@ -164,20 +167,14 @@ class WriterWorker:
     def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         """Claim `partitions` in their tables and return the tables' `next_offset`s."""
         faults.step("writer.before_claim")
-        starts = log_starts(self._settings, partitions)
-        topics = {item.topic for item in partitions}
-        found = describe_topics(admin_client(self._settings), topics)
-        offsets: dict[TopicPartition, int] = {}
-        for topic in sorted(topics):
-            if topic not in found:
-                msg = f"topic {topic} does not exist. Create it with `streamforge contracts apply`"
-                raise PermanentSourceError(msg)
-            self._identities[topic] = SourceIdentity(topic, found[topic].topic_id, found[topic].cluster_id)
-            first = {item.partition: starts[item] for item in partitions if item.topic == topic}
-            claimed = self._writers[topic].claim(self._identities[topic], first)
-            for partition, next_offset in claimed.items():
-                item = TopicPartition(topic, partition)
-                offsets[item] = self._within_log(item, next_offset, first[partition])
+        for attempt in range(1, _CLAIM_ATTEMPTS + 1):
+            try:
+                offsets = self._claim(partitions)
+                break
+            except ClaimedMeanwhileError as error:
+                if attempt == _CLAIM_ATTEMPTS:
+                    raise
+                self._log.warning("claim given up", attempt=attempt, detail=str(error))
         faults.step("writer.after_claim")
         return offsets
 
@@ -220,6 +217,7 @@ class WriterWorker:
         """Commit every table that moved; where a table is elsewhere, forget its batch and seek."""
         if not any(writer.moved for writer in self._writers.values()):
             return
+        self._check_identities()
         faults.step("writer.before_dead_letters")
         self._flush_dead_letters()
         faults.step("writer.after_dead_letters")
@@ -250,6 +248,66 @@ class WriterWorker:
     def close(self) -> None:
         """Let go of the dead letters' producer; nothing is committed."""
         self._producer.flush(_FLUSH_TIMEOUT_S)
+
+    # Claims and identities
+
+    def _claim(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Claim once: what the owner epochs are, then whether we are still assigned, then the claim that goes by both.
+
+        A process that stood still after its assignment may have an heir by now. The heir was assigned either
+        before the group confirmed ours, so the group does not, or after it, so its claim is one that we refuse.
+        """
+        starts = log_starts(self._settings, partitions)
+        topics = sorted({item.topic for item in partitions})
+        live = self._live_identities(topics)
+        for topic in topics:
+            if topic not in live:
+                msg = f"topic {topic} does not exist. Create it with `streamforge contracts apply`"
+                raise PermanentSourceError(msg)
+        known = {topic: self._writers[topic].look(topic) for topic in topics}
+        self._confirm_assignment({item: known[item.topic].get(item.partition, starts[item]) for item in partitions})
+        offsets: dict[TopicPartition, int] = {}
+        for topic in topics:
+            self._identities[topic] = live[topic]
+            first = {item.partition: starts[item] for item in partitions if item.topic == topic}
+            for partition, next_offset in self._writers[topic].claim(live[topic], first).items():
+                item = TopicPartition(topic, partition)
+                offsets[item] = self._within_log(item, next_offset, first[partition])
+        return offsets
+
+    def _confirm_assignment(self, next_offsets: Mapping[TopicPartition, int]) -> None:
+        """Have the group's coordinator take our offsets, which it does of no process that it has given up."""
+        if not next_offsets:
+            return
+        hints = [KafkaTopicPartition(item.topic, item.partition, offset) for item, offset in next_offsets.items()]
+        try:
+            answers = self._opened().commit(offsets=hints, asynchronous=False) or []
+        except KafkaException as cause:
+            error: KafkaError | None = cause.args[0]
+        else:
+            error = next((answer.error for answer in answers if answer.error is not None), None)
+        if error is None:
+            return
+        what = f"the group does not confirm the assignment of {', '.join(str(item) for item in next_offsets)}"
+        if is_fenced(error):
+            raise kafka_error(what, error)
+        msg = f"{what}: {error.name()}: {error.str()}. Nothing was claimed: a restart joins the group again"
+        raise RetryableSourceError(msg)
+
+    def _live_identities(self, topics: Sequence[str]) -> Mapping[str, SourceIdentity]:
+        found = describe_topics(self._admin, topics)
+        return {name: SourceIdentity(name, item.topic_id, item.cluster_id) for name, item in found.items()}
+
+    def _check_identities(self) -> None:
+        """Refuse to commit what came from a topic that was made anew since its claim.
+
+        The identity is read after the last fetch of the batch: topic ids never come back, so one that is still
+        the claimed one has been so all along.
+        """
+        moved = [topic for topic, writer in self._writers.items() if writer.moved]
+        live = self._live_identities(moved)
+        for topic in moved:
+            self._writers[topic].check_live(live.get(topic))
 
     # Positions
 
@@ -284,8 +342,15 @@ class WriterWorker:
             try:
                 self._opened().seek(KafkaTopicPartition(topic, partition, offset))
             except KafkaException as cause:
-                # Not fetched any more: the rebalance that took it away is told by the next poll.
-                self._log.warning("not sought", item=f"{topic}-{partition}", detail=cause.args[0].str())
+                item = f"{topic}-{partition}"
+                if self._is_assigned(topic, partition):
+                    # Reading on from where it is would leave out what was forgotten.
+                    raise kafka_error(f"{item} cannot be sought to {offset}", cause.args[0]) from cause
+                # The rebalance that took it away is told by the next poll.
+                self._log.warning("not sought", item=item, detail=cause.args[0].str())
+
+    def _is_assigned(self, topic: str, partition: int) -> bool:
+        return any((item.topic, item.partition) == (topic, partition) for item in self._opened().assignment())
 
     def _hint(self, offsets: list[KafkaTopicPartition]) -> None:
         """Commit the group's offsets for lag tools; nothing of ours reads them, so nothing depends on it."""
@@ -299,8 +364,6 @@ class WriterWorker:
 
     def _refuse(self, topic: str, refused: Refused) -> None:
         contract, message = self._by_topic[topic], refused.message
-        self._letters += 1
-        self._metrics.dead_letter(refused.reason)
         value = message.value()
         letter = make_dead_letter(
             topic=topic,
@@ -323,6 +386,8 @@ class WriterWorker:
         except BufferError:
             self._flush_dead_letters()
             self._producer.produce(target.name, data, key, on_delivery=self._delivered)
+        self._letters += 1  # only now: the flush above counts what it waited for as done
+        self._metrics.dead_letter(refused.reason)
 
     def _delivered(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:
@@ -330,9 +395,7 @@ class WriterWorker:
 
     def _flush_dead_letters(self) -> None:
         """Wait until the broker has every dead letter: only then may their offsets pass."""
-        if not self._letters:
-            return
-        left = self._producer.flush(_FLUSH_TIMEOUT_S)
+        left = self._producer.flush(_FLUSH_TIMEOUT_S) if self._letters else 0
         if self._undelivered is not None:
             raise kafka_error("a dead letter was not delivered; no offset has passed it", self._undelivered)
         if left:

@@ -55,6 +55,7 @@ from streamforge.lakehouse.protocol import (
     batch_properties,
     check_history,
     check_identity,
+    check_unclaimed,
     claim_properties,
     compare,
     decode_state,
@@ -71,6 +72,10 @@ KIND_KEY = "streamforge.kind"
 
 class PositionsMovedError(CommitConflictError):
     """The table's `next_offset` is not the start of our range: forget the batch, seek, go on."""
+
+
+class ClaimedMeanwhileError(CommitConflictError):
+    """Another has claimed since we read the owner epochs: ask Kafka whose the topic-partitions are, then claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,16 +230,21 @@ def claim(
     """Make the topic-partitions of `log_starts` (number -> first offset in Kafka) ours, by an empty append.
 
     Whoever owned them is fenced from here on. `next_offset` is read from the metadata that this commit made.
+    A claim that came after `table` was loaded may be that of our heir, so ours is given up: load the table, make
+    sure that Kafka still counts the topic-partitions as ours, only then claim.
 
     Raises:
+        ClaimedMeanwhileError: another has claimed one of them since `table` was loaded; nothing landed.
         TopicIdentityError: the table's offsets belong to another topic id or cluster.
         HistoryRolledBackError: the table was moved back.
         FencedError: another claim came after ours before we could read its result.
     """
+    loaded = view_of(table).state
 
     def decide(view: TableView) -> Mapping[str, str]:
         for found in (check_identity(view.state, identity), check_history(view.state, view.history)):
             _raise_unless_clear(view, found, identity)
+        _raise_unless_clear(view, check_unclaimed(loaded, view.state, identity.topic, log_starts), identity)
         return claim_properties(view.state, owner=owner, identity=identity, log_starts=log_starts)
 
     summary = {KIND_KEY: "claim", "streamforge.owner": owner}
@@ -282,6 +292,19 @@ def commit_batch(
 def check_batch(view: TableView, batch: Batch) -> None:
     """Raise what the comparison of `batch` with the metadata of `view` found, unless it is clear."""
     _raise_unless_clear(view, compare(view.state, view.history, batch), batch.identity)
+
+
+def check_live_identity(table: Table, held: SourceIdentity, live: SourceIdentity | None) -> None:
+    """Check that Kafka's topic is still the one that we hold; None where Kafka has no topic of that name.
+
+    Raises:
+        TopicIdentityError: it is another; names both.
+    """
+    if live == held:
+        return
+    found = f"topic id {live.topic_id} in cluster {live.cluster_id}" if live else "no topic of that name"
+    expected = f"topic id {held.topic_id} in cluster {held.cluster_id}"
+    _raise_unless_clear(view_of(table), Comparison(Verdict.TOPIC_REPLACED, expected, found), held)
 
 
 def check_not_rolled_back(view: TableView) -> None:
@@ -364,6 +387,9 @@ def _raise_unless_clear(view: TableView, found: Comparison, identity: SourceIden
                 f"positions count as written are gone. `streamforge reconcile {short}` mends the positions"
             )
             raise HistoryRolledBackError(msg)
+        case Verdict.CLAIMED_MEANWHILE:
+            msg = f"{where}: {found.found} has claimed it while we were about to, expected {found.expected}"
+            raise ClaimedMeanwhileError(msg)
         case Verdict.MOVED | Verdict.RAW_EPOCH_TAKEN:
             msg = f"{where}: {found.verdict}: our range starts at {found.expected}, the table says {found.found}"
             raise PositionsMovedError(msg)
@@ -421,6 +447,7 @@ __all__ = [
     "KIND_KEY",
     "RANGES_KEY",
     "Claim",
+    "ClaimedMeanwhileError",
     "Committed",
     "Decide",
     "FilesGoneError",
@@ -429,6 +456,7 @@ __all__ = [
     "StagedSnapshot",
     "TableView",
     "check_batch",
+    "check_live_identity",
     "check_not_rolled_back",
     "claim",
     "commit_batch",

@@ -109,6 +109,7 @@ class Verdict(StrEnum):
     ROLLED_BACK = "rolled_back"
     MOVED = "moved"
     RAW_EPOCH_TAKEN = "raw_epoch_taken"
+    CLAIMED_MEANWHILE = "claimed_meanwhile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +253,19 @@ def check_history(state: TableState, history: History) -> Comparison:
         return CLEAR
     found = f"main at table snapshot {history.main_snapshot_id} with {history.total_records} records"
     return Comparison(Verdict.ROLLED_BACK, expected, found)
+
+
+def check_unclaimed(loaded: TableState, state: TableState, topic: str, partitions: Iterable[int]) -> Comparison:
+    """Compare the owner epochs of `partitions` with those of the earlier `loaded`: nobody may have claimed since."""
+    epoch = state.epoch_of(topic)
+    for partition in sorted(partitions):
+        source = SourcePartition(epoch or 0, partition)
+        before, now = loaded.positions.get(source), state.positions.get(source)
+        if now is not None and (before is None or now.owner_epoch != before.owner_epoch):
+            expected = f"owner epoch {before.owner_epoch}" if before else "no owner"
+            found = f"{now.owner} (owner epoch {now.owner_epoch})"
+            return Comparison(Verdict.CLAIMED_MEANWHILE, expected, found, source)
+    return CLEAR
 
 
 def compare(state: TableState, history: History, batch: Batch) -> Comparison:

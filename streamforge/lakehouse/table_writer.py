@@ -82,9 +82,14 @@ class TableWriter:
         """Return the durable `next_offset` by topic-partition number."""
         return {partition: held.start for partition, held in self._held.items()}
 
+    def look(self, topic: str) -> Mapping[int, int]:
+        """Load the table, which a claim then goes by, and return the `next_offset`s that it knows of `topic`."""
+        self.table = commit.refresh(self.table)
+        state = commit.view_of(self.table).state
+        return state.next_offsets(state.epoch_of(topic) or 0)
+
     def claim(self, identity: SourceIdentity, log_starts: Mapping[int, int]) -> Mapping[int, int]:
         """Make topic-partitions ours and return `next_offset` of each; see `commit.claim`."""
-        self.table = commit.refresh(self.table)
         self.table, claim = commit.claim(
             self.table,
             owner=self._owner,
@@ -127,6 +132,15 @@ class TableWriter:
         for partition, position in positions.items():
             self._held[partition].end = position
         return decoded.refused
+
+    def check_live(self, live: SourceIdentity | None) -> None:
+        """Check that what was taken in came from the topic that was claimed: `live` was read after the last fetch.
+
+        Raises:
+            TopicIdentityError: the topic was made anew since; nothing of what is buffered can be told apart.
+        """
+        if self._identity is not None:
+            commit.check_live_identity(self.table, self._identity, live)
 
     def commit(self) -> Landed | None:
         """Commit all that was taken in, rows and positions together; None where nothing moved.

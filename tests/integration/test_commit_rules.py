@@ -71,6 +71,22 @@ def claim_compares(rig: Rig, patch: pytest.MonkeyPatch) -> None:
     rig.assert_exact(20)
 
 
+def claim_spares_the_heir(rig: Rig, patch: pytest.MonkeyPatch) -> None:
+    frozen, late, heir = rig.writer("frozen"), rig.writer("late"), rig.writer("heir")
+
+    def take_over() -> None:
+        heir.claim()
+        heir.land(10)
+
+    # One stood still with its compare behind it, the other before it; Kafka has given both up since.
+    before_send(patch, take_over)
+    for zombie in (late, frozen):
+        with pytest.raises(commit.ClaimedMeanwhileError, match="heir"):
+            zombie.claim()
+    heir.land(20)
+    rig.assert_exact(20)
+
+
 def zombie_is_fenced(rig: Rig, patch: pytest.MonkeyPatch) -> None:
     zombie, heir = rig.writer("zombie"), rig.writer("heir")
     zombie.claim()
@@ -251,6 +267,10 @@ def no_look(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(commit, "has_landed", lambda *_: False)
 
 
+def no_unclaimed_check(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(commit, "check_unclaimed", lambda *_: CLEAR)
+
+
 def no_identity_check(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(commit, "check_identity", lambda *_: CLEAR)
 
@@ -267,6 +287,7 @@ class Rule:
 RULES = [
     Rule("2", state_with_data, no_properties),
     Rule("3", claim_compares, claim_is_properties_only),
+    Rule("3-heir", claim_spares_the_heir, no_unclaimed_check),
     Rule("4-owner", zombie_is_fenced, no_owner_check),
     Rule("4-every-attempt", every_attempt_compares, first_attempt_only),
     Rule("4-position", start_must_be_next_offset, no_position_check),
