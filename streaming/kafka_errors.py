@@ -6,9 +6,8 @@ from confluent_kafka import KafkaError
 
 from streamforge.errors import FencedError, PermanentSourceError, RetryableSourceError, StreamForgeError
 
-_FENCED_CODES = frozenset(
+_PRODUCER_FENCED_CODES = frozenset(
     {
-        KafkaError.FENCED_INSTANCE_ID,
         KafkaError.PRODUCER_FENCED,
         KafkaError.INVALID_PRODUCER_EPOCH,
         KafkaError.TRANSACTION_COORDINATOR_FENCED,
@@ -42,10 +41,20 @@ def is_passing(error: KafkaError) -> bool:
 
 
 def is_fenced(error: KafkaError) -> bool:
-    """Return whether another process has taken over."""
+    """Return whether another process has taken over: only the group's static membership tells that."""
     # A fatal error hides its cause's code from Python; only its text names it.
+    hidden = error.code() == KafkaError._FATAL and "group.instance.id" in error.str()  # noqa: SLF001
+    return hidden or error.code() == KafkaError.FENCED_INSTANCE_ID
+
+
+def is_producer_fenced(error: KafkaError) -> bool:
+    """Return whether the broker has moved the producer's epoch on.
+
+    It does so for another producer with the same transactional id, and also by itself, when it ends a
+    transaction that was open for longer than its timeout: this alone does not mean that anybody is there.
+    """
     hidden = error.code() == KafkaError._FATAL and "fenced" in error.str().lower()  # noqa: SLF001
-    return hidden or error.code() in _FENCED_CODES
+    return (hidden and not is_fenced(error)) or error.code() in _PRODUCER_FENCED_CODES
 
 
 def kafka_error(what: str, error: KafkaError) -> StreamForgeError:
@@ -53,6 +62,10 @@ def kafka_error(what: str, error: KafkaError) -> StreamForgeError:
     text = f"{what}: {error.name()}: {error.str()}"
     if is_fenced(error):
         return FencedError(f"{text}. Another process with the same slot has taken over; give each replica its own slot")
+    if is_producer_fenced(error):
+        return RetryableSourceError(
+            f"{text}. The broker ended the transaction after its timeout, or a process with the same slot is starting"
+        )
     if error.code() in _UNKNOWN_TOPIC_CODES:
         return PermanentSourceError(f"{text}. Create the topics with `streamforge contracts apply`")
     if is_passing(error):

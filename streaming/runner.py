@@ -322,7 +322,8 @@ class _Loop:
         item = TopicPartition(message.topic() or "", message.partition() or 0)
         if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - librdkafka's own name
             position = max(message.offset() or 0, positions.get(item, 0))
-            if position != self._seen.get(item):
+            # What is durable decides, not what was seen before: a worker that went back meets the same end again.
+            if position != self._worker.positions().get(item):
                 positions[item] = position
         elif error.code() in _GAP_CODES:
             raise self._retention_gap(item, error)

@@ -19,8 +19,11 @@ Takeover of topic-partitions, in this order (another order loses the last transa
 
 A transaction that has to be aborted (a rebalance in the middle, a record that did not arrive) is aborted,
 positions and state are taken again as on a takeover, and the work goes on. librdkafka puts a transaction
-with an undelivered record into that state itself, so deliveries need no callback each. A fenced producer
-or member is the end of the process.
+with an undelivered record into that state itself, so deliveries need no callback each.
+
+A fenced member is the end of the process: another has the slot. A fenced producer is not, by itself: the
+broker fences one whose transaction outlived its timeout, too. The group is asked who has the slot; while it
+is this process, a new producer takes over again.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -45,7 +49,8 @@ from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
 from streamforge.settings import Settings
 from streamforge.supervision import topic_of
-from streaming.kafka_errors import is_fenced, is_passing, kafka_error
+from streaming.kafka_errors import is_fenced, is_passing, is_producer_fenced, kafka_error
+from streaming.processors.membership import group_metadata, slot_refusal
 from streaming.processors.takeover import Takeover
 from streaming.processors.types import ChangelogRecord, Processor, Refused, S, Source, TransactionOptions
 from streaming.runner import Fetched
@@ -121,7 +126,8 @@ class TransactionalWorker(Generic[S]):
         self._dead_letters = topic_of(contracts, f"{processor.input_id}.dlq")
         self._outputs = {name: topic_of(contracts, name) for name in processor.output_ids}
         self.topics: Sequence[str] = (self._input.name,)
-        self._producer = self._make_producer(slot)
+        self._transactional_id = f"{settings.topic_prefix}{self.kind}.{slot}"
+        self._producer = self._make_producer()
         self._consumer: Consumer | None = None
         self._initialised = False
         self._in_transaction = False
@@ -141,7 +147,7 @@ class TransactionalWorker(Generic[S]):
     def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         """Fence the slot's former process, then take positions and state of `partitions`."""
         if not self._initialised:
-            self._call("init_transactions", lambda: self._producer.init_transactions(_CALL_TIMEOUT_S))
+            self._init_transactions()
             self._initialised = True
         faults.step(f"{self.kind}.takeover_fenced")
         return self._take_over(partitions)
@@ -151,9 +157,10 @@ class TransactionalWorker(Generic[S]):
         try:
             if not lost and self._pending.positions:
                 self._commit()
+            self._abort()
         except KafkaException as error:
             self._require_abortable(error)
-        self._abort()
+            self._give_up(error)
         for item in partitions:
             self._sources.pop(item, None)
             self._states.pop(item, None)
@@ -210,7 +217,8 @@ class TransactionalWorker(Generic[S]):
             self._producer.purge()
             return
         self._producer.purge()
-        self._producer.close()
+        with suppress(KafkaException):  # a fenced producer says so once more, and is closed all the same
+            self._producer.close()
 
     # The transaction
 
@@ -278,7 +286,8 @@ class TransactionalWorker(Generic[S]):
         for item, keys in self._pending.changed.items():
             for key in sorted(keys):
                 text = self._processor.save(self._states[item], key)
-                record = ChangelogRecord(key, self._pending.positions[item], text or "", __version__)
+                position, topic_id = self._pending.positions[item], self._sources[item].topic_id
+                record = ChangelogRecord(key, position, text or "", __version__, topic_id)
                 value = None if text is None else msgspec.json.encode(record)
                 self._produce(self._changelog.name, key.encode(), value, item.partition)
 
@@ -308,7 +317,7 @@ class TransactionalWorker(Generic[S]):
             KafkaTopicPartition(item.topic, item.partition, offset, metadata=self._sources[item].topic_id)
             for item, offset in self._pending.positions.items()
         ]
-        metadata = consumer.consumer_group_metadata()
+        metadata = group_metadata(consumer)
         self._call(
             "send_offsets_to_transaction",
             lambda: self._producer.send_offsets_to_transaction(offsets, metadata, _CALL_TIMEOUT_S),
@@ -325,13 +334,15 @@ class TransactionalWorker(Generic[S]):
         self._require_abortable(cause)
         self._log.warning("transaction aborted", detail=cause.args[0].str(), in_a_row=self._aborts)
         self._metrics.conflict()
-        self._abort()
+        self._give_up(cause)
         consumer = self._opened()
         for item, offset in self._take_over(list(self._sources)).items():
             try:
                 consumer.seek(KafkaTopicPartition(item.topic, item.partition, offset))
             except KafkaException as error:
-                # Not fetched any more: the rebalance that took it away is told by the next poll.
+                if any((held.topic, held.partition) == (item.topic, item.partition) for held in consumer.assignment()):
+                    raise kafka_error(f"{item} cannot be read again from {offset}", error.args[0]) from error
+                # Not assigned any more: the rebalance that took it away is told by the next poll.
                 self._log.warning("not sought", item=str(item), detail=error.args[0].str())
 
     def _require_abortable(self, cause: KafkaException) -> None:
@@ -341,12 +352,50 @@ class TransactionalWorker(Generic[S]):
         """
         error = cause.args[0]
         self._aborts += 1
-        abortable = error.txn_requires_abort() or error.code() in _UNTOLD_CODES
+        abortable = error.txn_requires_abort() or error.code() in _UNTOLD_CODES or is_producer_fenced(error)
         if is_fenced(error) or not abortable or self._aborts > _MAX_ABORTS_IN_A_ROW:
             raise kafka_error(f"the transaction of {self.kind} failed", error) from cause
 
+    def _give_up(self, cause: KafkaException) -> None:
+        """Abort the transaction; where the producer turns out to be fenced, replace it."""
+        if not is_producer_fenced(cause.args[0]):
+            try:
+                self._abort()
+            except KafkaException as error:
+                cause = error
+            else:
+                return
+        self._replace_producer(cause.args[0])
+
+    def _replace_producer(self, fence: KafkaError) -> None:
+        """Go on with a new producer after `fence`, unless another process has the slot.
+
+        Asking comes first: a new producer fences the other one, and two that did so by turns would never end.
+        """
+        self._pending = _Pending()
+        self._in_transaction = False
+        offsets = [KafkaTopicPartition(item.topic, item.partition, at) for item, at in self._durable.items()]
+        try:
+            refusal = slot_refusal(self._settings, self._transactional_id, self._opened(), offsets)
+        except KafkaException as error:
+            raise kafka_error(f"whether {self.kind} still has its slot cannot be asked", error.args[0]) from error
+        if refusal is not None and is_fenced(refusal):
+            raise kafka_error(f"the transaction of {self.kind} failed ({fence.name()})", refusal)
+        self._log.warning("producer replaced", detail=fence.str(), refusal=refusal and refusal.str())
+        self._producer.purge()
+        self._producer = self._make_producer()
+        self._init_transactions()
+
+    def _init_transactions(self) -> None:
+        self._call("init_transactions", lambda: self._producer.init_transactions(_CALL_TIMEOUT_S))
+
     def _call(self, name: str, call: Callable[[], Any]) -> None:
-        """Repeat a transactional call while its error says so; the call goes on where it was."""
+        """Repeat a transactional call while its error says so; the call goes on where it was.
+
+        Raises:
+            KafkaException: the transaction has to be aborted, or the producer was fenced.
+            StreamForgeError: anything else that does not pass.
+        """
         deadline_s = time.monotonic() + self._options.takeover_timeout_s
         while True:
             try:
@@ -354,6 +403,8 @@ class TransactionalWorker(Generic[S]):
             except KafkaException as error:
                 cause = error.args[0]
                 if cause.txn_requires_abort() and name != "abort_transaction":
+                    raise
+                if is_producer_fenced(cause) and name != "init_transactions":
                     raise
                 if not is_passing(cause) or time.monotonic() > deadline_s:
                     raise kafka_error(f"{name} of {self.kind} failed", cause) from error
@@ -369,7 +420,7 @@ class TransactionalWorker(Generic[S]):
         topic_id = takeover.topic_id()
         starts = takeover.positions(self._opened(), partitions, topic_id)
         faults.step(f"{self.kind}.takeover_positions")
-        saved = takeover.states(starts)
+        saved = takeover.states(starts, topic_id)
         faults.step(f"{self.kind}.takeover_state")
         for item in partitions:
             self._sources[item] = Source(item.topic, topic_id, item.partition)
@@ -398,12 +449,11 @@ class TransactionalWorker(Generic[S]):
             raise CommitError(msg)
         return self._consumer
 
-    def _make_producer(self, slot: str) -> Producer:
+    def _make_producer(self) -> Producer:
         topics: list[TopicSettings] = [self._changelog, self._dead_letters, *self._outputs.values()]
         config: dict[str, Any] = {
             "transaction.timeout.ms": self._options.transaction_timeout_ms,
             "message.max.bytes": max(topic.max_message_bytes for topic in topics),
             "queue.buffering.max.messages": 500_000,
         }
-        transactional_id = f"{self._settings.topic_prefix}{self.kind}.{slot}"
-        return Producer(producer_config(self._settings, transactional_id=transactional_id, **config))
+        return Producer(producer_config(self._settings, transactional_id=self._transactional_id, **config))

@@ -67,19 +67,18 @@ class Takeover:
         found = self._committed(consumer, partitions)
         for each in found:
             if each.offset >= 0 and each.metadata and each.metadata != topic_id:
-                msg = (
-                    f"{each.topic}-{each.partition}: the committed offset {each.offset} belongs to topic id "
-                    f"{each.metadata}, the topic now has {topic_id}: it was made anew. Delete the group's offsets "
-                    f"and the topic {self.changelog.name} to start over with the new one"
-                )
-                raise TopicIdentityError(msg)
+                what = f"the committed offset {each.offset}"
+                raise self._made_anew(TopicPartition(each.topic, each.partition), what, each.metadata, topic_id)
         starts = {TopicPartition(each.topic, each.partition): each.offset for each in found if each.offset >= 0}
         return starts | log_starts(self.settings, [item for item in partitions if item not in starts])
 
-    def states(self, starts: Mapping[TopicPartition, int]) -> dict[TopicPartition, dict[str, str]]:
+    def states(self, starts: Mapping[TopicPartition, int], topic_id: str) -> dict[TopicPartition, dict[str, str]]:
         """Return the saved texts by state key of each topic-partition, as of the end of the changelog.
 
+        Kafka forgets a group's offsets with the topic, so it is the state that tells a topic made anew.
+
         Raises:
+            TopicIdentityError: a state belongs to a topic of this name with another id.
             CommitError: a state belongs to a later position than the one to start from.
             ContractError: a changelog record is not one.
             RetryableSourceError: the end was not reached within `timeout_s`.
@@ -105,7 +104,7 @@ class Takeover:
                 records[record.state_key] = record
         for item, records in found.items():
             for record in records.values():
-                self._check(item, record, starts[item])
+                self._check(item, record, starts[item], topic_id)
         return {item: {r.state_key: r.state for r in records.values()} for item, records in found.items()}
 
     def _committed(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> list[KafkaTopicPartition]:
@@ -123,12 +122,23 @@ class Takeover:
                 names = ", ".join(str(item) for item in partitions)
                 raise kafka_error(f"the committed offsets of {names} cannot be read", failure)
 
-    def _check(self, item: TopicPartition, record: ChangelogRecord, start: int) -> None:
+    def _check(self, item: TopicPartition, record: ChangelogRecord, start: int, topic_id: str) -> None:
+        if record.input_topic_id is not None and record.input_topic_id != topic_id:
+            what = f"state {record.state_key!r} in {self.changelog.name}-{item.partition}"
+            raise self._made_anew(item, what, record.input_topic_id, topic_id)
         if record.next_offset <= start:
             return
         msg = (
             f"{item}: state {record.state_key!r} in {self.changelog.name}-{item.partition} belongs to position "
             f"{record.next_offset}, but the position to start from is {start}: the group's offset was moved or "
-            f"has expired. Set it to {record.next_offset} to go on, or delete {self.changelog.name} to start over"
+            f"has expired. Set it to {record.next_offset} to go on. To process everything again instead, delete "
+            f"both the topic {self.changelog.name} and the group's offsets of {item.topic}"
         )
         raise CommitError(msg)
+
+    def _made_anew(self, item: TopicPartition, what: str, known: str, found: str) -> TopicIdentityError:
+        return TopicIdentityError(
+            f"{item}: {what} belongs to topic id {known}, the topic now has {found}: it was made anew. To start "
+            f"over with the new one, delete both the topic {self.changelog.name} (then `streamforge contracts apply`) "
+            f"and the group's offsets of {item.topic}; one without the other gives wrong results"
+        )

@@ -106,3 +106,4 @@ class ChangelogRecord(msgspec.Struct, frozen=True):
     next_offset: int
     state: str
     processor_version: str
+    input_topic_id: str | None = None
