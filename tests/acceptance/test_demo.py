@@ -103,14 +103,13 @@ def test_demo_loses_nothing_says_so_and_leaves_no_process(tmp_path: Path) -> Non
     assert not left_over(tmp_path)
 
 
-@pytest.mark.parametrize("table", ["raw-depth", "trades"])
-def test_demo_with_rows_removed_behind_its_back_reports_them_lost(tmp_path: Path, table: str) -> None:
+def test_demo_with_rows_removed_behind_its_back_reports_them_lost(tmp_path: Path) -> None:
     with demo(tmp_path, kill_at="demo.verify!stop") as process:
         # It stands still before it compares, until the rows are gone.
         wait_for_phase(tmp_path, process, "verify")
         stopped = psutil.Process(process.pid)
         wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED, what="the demo stands still")
-        gone = remove_a_data_file(tmp_path / HOME_NAME, table)
+        gone = remove_a_data_file(tmp_path / HOME_NAME, "trades")
         process.send_signal(signal.SIGCONT)
         found = result(tmp_path, process)
     assert process.returncode == 1
@@ -127,7 +126,6 @@ def test_demo_with_rows_removed_behind_its_back_reports_them_lost(tmp_path: Path
         ("start", signal.SIGINT),
         ("market", signal.SIGKILL),
         ("landing", signal.SIGTERM),
-        ("verify", signal.SIGINT),
     ],
 )
 def test_demo_stopped_in_a_phase_leaves_no_process(tmp_path: Path, phase: str, number: signal.Signals) -> None:
