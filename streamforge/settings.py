@@ -72,7 +72,8 @@ class Settings(BaseSettings):
         MAX_INTERVALS, ge=1, description="Intervals of seen trade ids that the parser keeps for each instrument."
     )
     kill_at: str | None = Field(
-        None, description="Tests only: SIGKILL this process at its named step, as step or step:N for the Nth passage; !stop stops it."
+        None,
+        description="Tests only: SIGKILL this process at a step, step:N for its Nth passage; with !stop it is stopped.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_file: Path | None = Field(
