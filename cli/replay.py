@@ -115,7 +115,7 @@ def _wish(offsets: Sequence[OffsetRange], window: _Window | None, *, everything:
     if window is not None:
         find = ranges_by_event_time if window.kind is TimeKind.EVENT else ranges_by_produce_time
         return partial(find, start=window.start, end=window.end)
-    return ranges_of_log if everything else lambda _: offsets
+    return ranges_of_log if everything else lambda _: tuple(offsets)
 
 
 def _window(from_time: str | None, to_time: str | None, kind: TimeKind) -> _Window | None:
