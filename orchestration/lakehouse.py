@@ -6,13 +6,13 @@ import dagster as dg
 
 from assets.catalogue import PLATFORM_RESOURCE
 from orchestration import tables
-from orchestration.resources import platform_resource
+from orchestration.resources import job_executor, platform_resource
 from streamforge.contracts import load_contracts
 from streamforge.settings import load_settings
 
 _contracts = load_contracts(load_settings().contracts_dir)
 
 defs = dg.Definitions.merge(
-    dg.Definitions(resources={PLATFORM_RESOURCE: platform_resource}),
+    dg.Definitions(resources={PLATFORM_RESOURCE: platform_resource}, executor=job_executor()),
     tables.definitions(_contracts),
 )
