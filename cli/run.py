@@ -53,7 +53,7 @@ def run(
         worker.close()
         emit(result, output, lambda: _table("Would run", result))
         return 0
-    server = MetricsServer(metrics, port=metrics_port)
+    server = MetricsServer(metrics, port=metrics_port, host=settings.metrics_host)
     calm_collector()
     try:
         code = run_worker(worker, settings, contracts, slot=slot, metrics=metrics, metrics_port=server.port)

@@ -277,7 +277,7 @@ def _check_topics(settings: LoaderSettings, contracts: Contracts, channels: Sequ
     names = {topic_name(contracts, contract_id) for contract_id in ids}
     missing = sorted(names - describe_topics(admin_client(settings), names).keys())
     if missing:
-        msg = f"topics {', '.join(missing)} do not exist. Create them with `streamforge topics apply`"
+        msg = f"topics {', '.join(missing)} do not exist. Create them with `streamforge topics create`"
         raise ConfigurationError(msg)
 
 

@@ -51,7 +51,11 @@ class Reporter:
         self._identity = ProcessIdentity.of_this_process(LOADER_KIND, slot)
         self._metrics = ProcessMetrics(LOADER_KIND, slot)
         self._metrics.registry.register(_SinkCollector(self))
-        self._server = None if metrics_port is None else MetricsServer(self._metrics, port=metrics_port)
+        self._server = (
+            None
+            if metrics_port is None
+            else MetricsServer(self._metrics, port=metrics_port, host=settings.metrics_host)
+        )
         self._events = EventPublisher(
             settings, contracts, self._identity, metrics_port=None if self._server is None else self._server.port
         )
