@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from streamforge.errors import ConfigurationError
+from streamforge.market.bars import BarRules
 from streamforge.market.dedupe import MAX_INTERVALS
 from streamforge.market.parsing import ParserLimits
 
@@ -59,6 +60,16 @@ class Settings(BaseSettings):
     catalog_type: Literal["sql", "rest"] = Field("sql", description="Kind of Iceberg catalog.")
     warehouse: str | None = Field(None, description="Where table files lie, a URI. Unset: a folder under `home`.")
     namespace: str = Field("market", description="Iceberg namespace of the tables.")
+    spark_master: str = Field(
+        "local[*]", description="Spark master. local[*]: on this machine, on all cores, loopback only."
+    )
+    spark_driver_memory: str = Field("1g", description="Heap of Spark's driver, which in local mode does the work too.")
+    spark_options: dict[str, str] = Field(
+        {},
+        description="Further Spark properties as a JSON object; they win over ours. "
+        "A cluster needs its memory, cores and S3 keys here.",
+    )
+    dagster: bool = Field(True, description="Whether `up` runs Dagster too: its UI, schedules, sensors and runs.")
     recordings_dir: Path | None = Field(
         None, description="Folder with recorded market data (has ws_binance/). Unset: the synthetic market is used."
     )
@@ -70,6 +81,22 @@ class Settings(BaseSettings):
     )
     parser_max_id_intervals: int = Field(
         MAX_INTERVALS, ge=1, description="Intervals of seen trade ids that the parser keeps for each instrument."
+    )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        description="Address that metrics and readiness are served on; 0.0.0.0 where another host asks, as in a pod.",
+    )
+    bars_out_of_orderness_s: float = Field(
+        1.0,
+        ge=0,
+        description="How far the watermark of bars stays behind the latest event time, seconds; "
+        "the bars processor and a backfill of bars must have the same.",
+    )
+    bars_allowed_lateness_s: float = Field(
+        300.0,
+        ge=0,
+        description="How long after its close a bar is corrected by late trades, seconds of watermark; "
+        "the bars processor and a backfill of bars must have the same.",
     )
     kill_at: str | None = Field(
         None,
@@ -94,6 +121,14 @@ class Settings(BaseSettings):
     def resolved_warehouse(self) -> str:
         """Return the warehouse URI, with the embedded default filled in."""
         return self.warehouse or f"file://{self.home_path / 'warehouse'}"
+
+    @property
+    def bar_rules(self) -> BarRules:
+        """Return what is late for a bar, for whoever makes bars: the processor, a backfill."""
+        return BarRules(
+            out_of_orderness_ns=int(self.bars_out_of_orderness_s * 1e9),
+            allowed_lateness_ns=int(self.bars_allowed_lateness_s * 1e9),
+        )
 
     @property
     def parser_limits(self) -> ParserLimits:
