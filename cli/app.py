@@ -21,12 +21,13 @@ COMMANDS = (
     LazyCommand("contracts", "cli.contracts:app", "Lint, compare, show and apply data contracts."),
     LazyCommand("verify", "cli.verify:verify", "Compare Kafka with the tables: lost, doubled, different."),
     LazyCommand("simulate", "cli.simulate:simulate", "Serve a simulated market over Binance's spot protocol."),
-    LazyCommand("load", "cli.load:load", "Capture what a venue sends into the raw topics, byte for byte."),
-    LazyCommand("run", "cli.run:run", "Run one consumer: parser, bars or writer."),
+    LazyCommand("load", "cli.load:app", "Capture what a venue sends, byte for byte; or load history from files."),
+    LazyCommand("run", "cli.run:run", "Run one consumer: parser, bars, history-parser or writer."),
     LazyCommand("control", "cli.control:control", "Ping, pause, resume or stop processes; give the simulator faults."),
     LazyCommand("rebind", "cli.repair:rebind", "Go on with a topic that was recreated: a new source epoch."),
     LazyCommand("reconcile", "cli.repair:reconcile", "Mend the positions of a table that a person moved back."),
     LazyCommand("replay", "cli.replay:replay_command", "Make the rows of a source range again and replace them."),
+    LazyCommand("sql", "cli.sql:sql", "Ask the tables with SQL, offline."),
 )
 
 
