@@ -25,6 +25,7 @@ from streamforge.lakehouse.protocol import Batch, Move, SourceIdentity
 from streamforge.settings import Settings
 
 IDENTITY = SourceIdentity("market-gaps", "topic-id", "cluster-id")
+RECREATED = SourceIdentity(IDENTITY.topic, "another-topic-id", IDENTITY.cluster_id)
 _CONTRACT = "market-gaps"
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import msgspec
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from streamforge.contracts import Contracts
-from streamforge.kafka import producer_config
+from streamforge.kafka import describe_topics, producer_config
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.log_reader import log_ends, log_starts, read_range, stable_ends
 from streamforge.market.records import Trade
@@ -249,3 +250,15 @@ def writer_environment(settings: WriterSettings) -> dict[str, str]:
 
 def _writer_fields() -> Iterable[str]:
     return (name for name in WriterSettings.model_fields if name.startswith("writer_"))
+
+
+def recreate_topic(admin: AdminClient, topic: str, partitions: int) -> tuple[str, str]:
+    """Delete a topic and make it anew, empty; return its id before and after."""
+    before = describe_topics(admin, [topic])[topic].topic_id
+    for future in admin.delete_topics([topic]).values():
+        future.result()
+    wait_until(lambda: not describe_topics(admin, [topic]), what="the topic is gone")
+    for future in admin.create_topics([NewTopic(topic, partitions, 1)]).values():
+        future.result()
+    after = wait_until(lambda: describe_topics(admin, [topic]).get(topic), what="the topic is back")
+    return before, after.topic_id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from pyiceberg.table import Table
@@ -16,11 +15,6 @@ from streamforge.lakehouse.maintenance import Maintenance
 from tests.table_rig import Rig, Writer, before_send
 
 RETAINED = 3
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
 
 
 def test_expire_keeps_the_bound_and_copies_each_summary_once(rig: Rig) -> None:

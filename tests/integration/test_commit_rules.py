@@ -27,15 +27,8 @@ from streamforge.errors import (
     TopicIdentityError,
 )
 from streamforge.lakehouse import commit, manifests
-from streamforge.lakehouse.protocol import CLEAR, Comparison, SourceIdentity, Verdict
-from tests.table_rig import IDENTITY, Rig, before_send
-
-RECREATED = SourceIdentity(IDENTITY.topic, "another-topic-id", IDENTITY.cluster_id)
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
+from streamforge.lakehouse.protocol import CLEAR, Comparison, Verdict
+from tests.table_rig import RECREATED, Rig, before_send
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -21,9 +19,7 @@ from streamforge.settings import Settings
 from streaming.loaders.binance import CHANNELS
 from streaming.loaders.sink import topic_name
 from streaming.loaders.tail import read_tail
-from tests.conftest import MakeTopics
 from tests.loader_support import (
-    LOADER_CONTRACTS,
     LoaderProcess,
     LoaderThread,
     SmallVenue,
@@ -41,26 +37,15 @@ from tests.loader_support import (
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def contracts(make_topics: MakeTopics) -> Contracts:
-    return make_topics(*LOADER_CONTRACTS)
-
-
-@pytest.fixture
-def venue() -> Iterator[SmallVenue]:
-    with SmallVenue() as running:
-        yield running
-
-
-def test_start_does_not_wait_for_a_processor_that_stands_still(platform: Settings, contracts: Contracts) -> None:
+def test_start_does_not_wait_for_a_processor_that_stands_still(platform: Settings, loader_contracts: Contracts) -> None:
     short = {"transaction.timeout.ms": 10_000}
     producer = Producer(producer_config(platform, transactional_id=f"{platform.topic_prefix}bars.0", **short))
     producer.init_transactions(30)
     producer.begin_transaction()
-    producer.produce(topic_name(contracts, "market-gaps"), b"{}", b"key", 0)
+    producer.produce(topic_name(loader_contracts, "market-gaps"), b"{}", b"key", 0)
     assert producer.flush(30) == 0
 
-    assert read_tail(platform, contracts, list(CHANNELS.values()), 100) is not None
+    assert read_tail(platform, loader_contracts, list(CHANNELS.values()), 100) is not None
     # It is still open: had the start waited, the broker would have ended it meanwhile.
     producer.commit_transaction(30)
 
@@ -72,7 +57,9 @@ def _limit_record_size(admin: AdminClient, topic: str, size_bytes: int) -> None:
         future.result()
 
 
-def test_frames_of_every_kind_reach_raw_untouched(platform: Settings, contracts: Contracts, venue: SmallVenue) -> None:
+def test_frames_of_every_kind_reach_raw_untouched(
+    platform: Settings, loader_contracts: Contracts, venue: SmallVenue
+) -> None:
     odd = [
         b'{"stream":"btcusdt@trade","data":\xff\xfe not JSON and not UTF-8',
         b'{"stream":"dogeusdt@trade","data":{"t":1}}',
@@ -80,15 +67,15 @@ def test_frames_of_every_kind_reach_raw_untouched(platform: Settings, contracts:
         b'{"result":null,"id":4711}',
         b"garbage",
     ]
-    with LoaderThread(platform, contracts, venue, symbols=("BTCUSDT", "ETHUSDT")) as loader:
+    with LoaderThread(platform, loader_contracts, venue, symbols=("BTCUSDT", "ETHUSDT")) as loader:
         venue.wait_subscribed(4)
         venue.send(trade_frame(7), depth_frame(20, 25), trade_frame(3, symbol="ETHUSDT"), *odd)
         whole = trade_frame(8)
         venue.send_in_parts(whole[:30], whole[30:60], whole[60:])
-        wait_for_records(platform, contracts, "raw-trades", 8)
+        wait_for_records(platform, loader_contracts, "raw-trades", 8)
         loader.stop()
-    trades = read_topic(platform, contracts, "raw-trades")
-    depth = read_topic(platform, contracts, "raw-depth")
+    trades = read_topic(platform, loader_contracts, "raw-trades")
+    depth = read_topic(platform, loader_contracts, "raw-depth")
     expected = {trade_frame(7), trade_frame(3, symbol="ETHUSDT"), whole, *odd} - {b""}
     assert {message.value() for message in trades if message.value()} == expected
     assert [(message.key(), message.value()) for message in depth] == [(b"BTC-USDT.SIM", depth_frame(20, 25))]
@@ -103,50 +90,50 @@ def test_frames_of_every_kind_reach_raw_untouched(platform: Settings, contracts:
 
 
 def test_reconnect_publishes_the_span_that_was_not_heard(
-    platform: Settings, contracts: Contracts, venue: SmallVenue
+    platform: Settings, loader_contracts: Contracts, venue: SmallVenue
 ) -> None:
-    with LoaderThread(platform, contracts, venue) as loader:
+    with LoaderThread(platform, loader_contracts, venue) as loader:
         venue.wait_subscribed(2)
         venue.send(trade_frame(1), trade_frame(2), trade_frame(3), depth_frame(10, 12))
-        wait_for_records(platform, contracts, "raw-trades", 3)
+        wait_for_records(platform, loader_contracts, "raw-trades", 3)
         venue.drop()
         venue.wait_subscribed(2, connections=2)
         venue.send(trade_frame(6), depth_frame(13, 14), trade_frame(7))
-        gap = wait_for_gap(platform, contracts, lambda item: item.kind is GapKind.RECONNECT)
-        wait_for_records(platform, contracts, "raw-trades", 5)
+        gap = wait_for_gap(platform, loader_contracts, lambda item: item.kind is GapKind.RECONNECT)
+        wait_for_records(platform, loader_contracts, "raw-trades", 5)
         loader.stop()
     assert (gap.id_before, gap.id_after, gap.channel, gap.instrument) == ("3", "6", "trade", "BTC-USDT.SIM")
-    records = read_topic(platform, contracts, "raw-trades")
+    records = read_topic(platform, loader_contracts, "raw-trades")
     connections = [header(message, "connection_id") for message in records]
     assert len(set(connections)) == 2
     assert gap.connection_id == connections[-1]
     assert [int(header(message, "sequence_in_connection")) for message in records if message.value() == trade_frame(6)]
     received = {message.value(): int(header(message, "ts_receive_ns")) for message in records}
     assert gap.ts_start_ns <= received[trade_frame(3)] < gap.ts_end_ns <= received[trade_frame(6)]
-    others = [item for item in read_gaps(platform, contracts) if item.kind is not GapKind.START and item != gap]
+    others = [item for item in read_gaps(platform, loader_contracts) if item.kind is not GapKind.START and item != gap]
     assert not others, "depth went on without a hole, so its reconnect is no gap"
 
 
 def test_jump_in_a_connection_is_published_and_late_or_doubled_frames_are_not(
-    platform: Settings, contracts: Contracts, venue: SmallVenue
+    platform: Settings, loader_contracts: Contracts, venue: SmallVenue
 ) -> None:
-    with LoaderThread(platform, contracts, venue) as loader:
+    with LoaderThread(platform, loader_contracts, venue) as loader:
         venue.wait_subscribed(2)
         venue.send(trade_frame(1), trade_frame(2), trade_frame(5), trade_frame(3), trade_frame(5), trade_frame(6))
         venue.send(depth_frame(1, 5), depth_frame(6, 9), depth_frame(12, 15))
-        wait_for_records(platform, contracts, "raw-trades", 6)
-        wait_for_records(platform, contracts, "raw-depth", 3)
+        wait_for_records(platform, loader_contracts, "raw-trades", 6)
+        wait_for_records(platform, loader_contracts, "raw-depth", 3)
         loader.stop()
     jumps = {
         (gap.channel, gap.id_before, gap.id_after)
-        for gap in read_gaps(platform, contracts)
+        for gap in read_gaps(platform, loader_contracts)
         if gap.kind is GapKind.SEQUENCE
     }
     assert jumps == {("trade", "2", "5"), ("depth@100ms", "9", "12")}
 
 
 def test_sigkill_at_any_moment_leaves_no_id_outside_of_a_gap(
-    platform: Settings, contracts: Contracts, venue: SmallVenue
+    platform: Settings, loader_contracts: Contracts, venue: SmallVenue
 ) -> None:
     sent = 0
     for start in range(1, 4):
@@ -161,29 +148,29 @@ def test_sigkill_at_any_moment_leaves_no_id_outside_of_a_gap(
         venue.wait_subscribed(2, connections=4)
         venue.send(trade_frame(sent + 1))
         sent += 1
-        wait_for_gap(platform, contracts, lambda item: item.id_after == str(sent))
+        wait_for_gap(platform, loader_contracts, lambda item: item.id_after == str(sent))
         loader.stop()
-    have = ids_in_raw(platform, contracts)
+    have = ids_in_raw(platform, loader_contracts)
     lacking = set(range(1, sent + 1)) - have
     assert sent in have
     assert len(lacking) >= 15, "the kills were to cost something"
-    assert outside_of_gaps(lacking, read_gaps(platform, contracts)) == []
+    assert outside_of_gaps(lacking, read_gaps(platform, loader_contracts)) == []
 
 
 def test_frame_that_the_broker_refuses_is_a_gap_and_the_rest_goes_on(
-    platform: Settings, contracts: Contracts, venue: SmallVenue, admin: AdminClient
+    platform: Settings, loader_contracts: Contracts, venue: SmallVenue, admin: AdminClient
 ) -> None:
-    _limit_record_size(admin, topic_name(contracts, "raw-trades"), 100_000)
-    with LoaderThread(platform, contracts, venue) as loader:
+    _limit_record_size(admin, topic_name(loader_contracts, "raw-trades"), 100_000)
+    with LoaderThread(platform, loader_contracts, venue) as loader:
         venue.wait_subscribed(2)
         venue.send(trade_frame(1))
-        wait_for_records(platform, contracts, "raw-trades", 1)
+        wait_for_records(platform, loader_contracts, "raw-trades", 1)
         large = trade_frame(2, pad_bytes=300_000)
         venue.send(large)
-        gap = wait_for_gap(platform, contracts, lambda item: item.kind is GapKind.BROKER_REJECTED)
+        gap = wait_for_gap(platform, loader_contracts, lambda item: item.kind is GapKind.BROKER_REJECTED)
         venue.send(trade_frame(3))
-        wait_for_records(platform, contracts, "raw-trades", 2)
+        wait_for_records(platform, loader_contracts, "raw-trades", 2)
         loader.stop()
     assert (gap.id_before, gap.id_after, gap.records_dropped) == ("1", "3", 1)
     assert gap.bytes_dropped == len(large)
-    assert ids_in_raw(platform, contracts) == {1, 3}
+    assert ids_in_raw(platform, loader_contracts) == {1, 3}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +16,6 @@ from streamforge.settings import Settings
 from streamforge.supervision import wait_for_answer
 from tests.conftest import MakeTopics
 from tests.loader_support import (
-    LOADER_CONTRACTS,
     LoaderProcess,
     LoaderThread,
     SmallVenue,
@@ -33,58 +31,52 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def contracts(make_topics: MakeTopics) -> Contracts:
-    return make_topics(*LOADER_CONTRACTS)
-
-
-@pytest.fixture
-def venue() -> Iterator[SmallVenue]:
-    with SmallVenue() as running:
-        yield running
-
-
 def test_pause_leaves_the_venue_and_resume_publishes_what_was_not_heard(
-    platform: Settings, contracts: Contracts, venue: SmallVenue
+    platform: Settings, loader_contracts: Contracts, venue: SmallVenue
 ) -> None:
-    with LoaderThread(platform, contracts, venue) as loader:
+    with LoaderThread(platform, loader_contracts, venue) as loader:
         venue.wait_subscribed(2)
         venue.send(trade_frame(1))
-        wait_for_records(platform, contracts, "raw-trades", 1)
-        answer = wait_for_answer(platform, contracts, loader.tell(CommandKind.PING), timeout_s=60)
+        wait_for_records(platform, loader_contracts, "raw-trades", 1)
+        answer = wait_for_answer(platform, loader_contracts, loader.tell(CommandKind.PING), timeout_s=60)
         assert (answer.state, answer.kind) == (ProcessState.RUNNING, "loader")
         assert answer.counters["acked"] == 1
-        answer = wait_for_answer(platform, contracts, loader.tell(CommandKind.PAUSE), timeout_s=60)
+        answer = wait_for_answer(platform, loader_contracts, loader.tell(CommandKind.PAUSE), timeout_s=60)
         assert answer.state is ProcessState.PAUSED
         wait_until(lambda: not venue.clients, what="the loader has left")
         loader.tell(CommandKind.RESUME)
         venue.wait_subscribed(2, connections=2)
         venue.send(trade_frame(9))
-        gap = wait_for_gap(platform, contracts, lambda item: item.kind is GapKind.RECONNECT)
+        gap = wait_for_gap(platform, loader_contracts, lambda item: item.kind is GapKind.RECONNECT)
         report = loader.stop()
     assert (gap.id_before, gap.id_after) == ("1", "9")
     assert report.unsaid == 0
-    said = [event.event for event in read_events(platform, contracts)]
+    said = [event.event for event in read_events(platform, loader_contracts)]
     assert {EventKind.STARTED, EventKind.PROGRESS, EventKind.HEARTBEAT, EventKind.FINISHED} <= set(said)
 
 
-def test_paused_loader_stays_paused_over_a_restart(platform: Settings, contracts: Contracts, venue: SmallVenue) -> None:
-    with LoaderThread(platform, contracts, venue) as loader:
+def test_paused_loader_stays_paused_over_a_restart(
+    platform: Settings, loader_contracts: Contracts, venue: SmallVenue
+) -> None:
+    with LoaderThread(platform, loader_contracts, venue) as loader:
         loader.tell(CommandKind.PAUSE)
         wait_until(
-            lambda: any(event.state is ProcessState.PAUSED for event in read_events(platform, contracts)), what="paused"
+            lambda: any(event.state is ProcessState.PAUSED for event in read_events(platform, loader_contracts)),
+            what="paused",
         )
         loader.stop()
     before = venue.connections
-    with LoaderThread(platform, contracts, venue) as loader:
-        answer = wait_for_answer(platform, contracts, loader.tell(CommandKind.PING), timeout_s=60)
+    with LoaderThread(platform, loader_contracts, venue) as loader:
+        answer = wait_for_answer(platform, loader_contracts, loader.tell(CommandKind.PING), timeout_s=60)
         assert answer.state is ProcessState.PAUSED
         assert venue.connections == before
         loader.stop()
 
 
-def test_connection_that_goes_silent_is_made_anew(platform: Settings, contracts: Contracts, venue: SmallVenue) -> None:
-    with LoaderThread(platform, contracts, venue, tuning={"stale_after_s": 0.3}) as loader:
+def test_connection_that_goes_silent_is_made_anew(
+    platform: Settings, loader_contracts: Contracts, venue: SmallVenue
+) -> None:
+    with LoaderThread(platform, loader_contracts, venue, tuning={"stale_after_s": 0.3}) as loader:
         venue.wait_subscribed(2)
         venue.send(trade_frame(1))
         venue.wait_subscribed(2, connections=2)
@@ -93,24 +85,26 @@ def test_connection_that_goes_silent_is_made_anew(platform: Settings, contracts:
 
 
 def test_new_listing_is_subscribed_where_every_symbol_is_loaded(
-    platform: Settings, contracts: Contracts, venue: SmallVenue
+    platform: Settings, loader_contracts: Contracts, venue: SmallVenue
 ) -> None:
     quick = {"listing_interval_s": 0.2, "streams_per_connection": 2}
-    with LoaderThread(platform, contracts, venue, symbols=None, channels=("trade",), tuning=quick) as loader:
+    with LoaderThread(platform, loader_contracts, venue, symbols=None, channels=("trade",), tuning=quick) as loader:
         venue.wait_subscribed(2)
         venue.symbols.append("NEWUSDT")
         venue.wait_subscribed(3, connections=2)
         venue.send(trade_frame(5, symbol="NEWUSDT"))
-        wait_until(lambda: ids_in_raw(platform, contracts, symbol="NEWUSDT") == {5}, what="the new symbol's trade")
+        wait_until(
+            lambda: ids_in_raw(platform, loader_contracts, symbol="NEWUSDT") == {5}, what="the new symbol's trade"
+        )
         loader.stop()
     subscribed = [name for client in venue.clients for name in client.subscribed]
     assert len(subscribed) == len(set(subscribed))
-    assert [gap.id_after for gap in read_gaps(platform, contracts) if gap.instrument == "NEW-USDT.SIM"] == ["5"]
+    assert [gap.id_after for gap in read_gaps(platform, loader_contracts) if gap.instrument == "NEW-USDT.SIM"] == ["5"]
 
 
-def test_rest_limits_are_respected(platform: Settings, contracts: Contracts, venue: SmallVenue) -> None:
+def test_rest_limits_are_respected(platform: Settings, loader_contracts: Contracts, venue: SmallVenue) -> None:
     venue.refuse_rest = [(429, {"Retry-After": "1"}), (503, {}), (418, {"Retry-After": "1"})]
-    with LoaderThread(platform, contracts, venue) as loader:
+    with LoaderThread(platform, loader_contracts, venue) as loader:
         venue.wait_subscribed(2)
         loader.stop()
     waits = [later - earlier for earlier, later in zip(venue.rest_calls, venue.rest_calls[1:], strict=False)]
@@ -121,21 +115,24 @@ def test_rest_limits_are_respected(platform: Settings, contracts: Contracts, ven
 
 def test_topics_that_do_not_exist_are_named(platform: Settings, make_topics: MakeTopics, venue: SmallVenue) -> None:
     contracts = make_topics("queue-events", "queue-control")
-    with LoaderThread(platform, contracts, venue) as loader, pytest.raises(ConfigurationError, match="raw-trades"):
+    with (
+        LoaderThread(platform, contracts, venue) as loader,
+        pytest.raises(ConfigurationError, match="raw-trades"),
+    ):
         loader.outcome.result(60)
 
 
 def test_sigterm_waits_for_acknowledgements_and_says_finished(
-    platform: Settings, contracts: Contracts, venue: SmallVenue
+    platform: Settings, loader_contracts: Contracts, venue: SmallVenue
 ) -> None:
     with LoaderProcess(platform, (venue.ws_url, venue.rest_url), ("--symbols", "BTCUSDT")) as loader:
         venue.wait_subscribed(2)
         venue.send(*(trade_frame(number) for number in range(1, 501)))
-        wait_for_records(platform, contracts, "raw-trades", 1)
+        wait_for_records(platform, loader_contracts, "raw-trades", 1)
         result = json.loads(loader.stop().splitlines()[-1])
-    assert len(ids_in_raw(platform, contracts)) == result["acked"]
+    assert len(ids_in_raw(platform, loader_contracts)) == result["acked"]
     assert (result["unsaid"], result["rejected"], result["buffered_bytes"]) == (0, 0, 0)
-    assert read_events(platform, contracts)[-1].state in (ProcessState.STOPPED, ProcessState.STOPPING)
+    assert read_events(platform, loader_contracts)[-1].state in (ProcessState.STOPPED, ProcessState.STOPPING)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition as KafkaTopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 from typer.testing import CliRunner
 
 from cli.app import app
@@ -20,11 +20,11 @@ from streamforge.lakehouse.verify import verify_tables
 from streamforge.settings import Settings
 from streamforge.supervision import topic_of
 from tests.conftest import MakeTopics
-from tests.waiting import wait_until
 from tests.writer_support import (
     TRADE_TOPICS,
     next_offsets,
     produce,
+    recreate_topic,
     running_writer,
     table_identities,
     topic_identities,
@@ -68,15 +68,6 @@ def epochs(settings: Settings, contracts: Contracts) -> Counter[int]:
     return Counter(table.scan(selected_fields=("source_epoch",)).to_arrow()["source_epoch"].to_pylist())
 
 
-def recreate(admin: AdminClient, topic: str, partitions: int) -> None:
-    for future in admin.delete_topics([topic]).values():
-        future.result()
-    wait_until(lambda: not describe_topics(admin, [topic]), what="the topic is gone")
-    for future in admin.create_topics([NewTopic(topic, partitions, 1)]).values():
-        future.result()
-    wait_until(lambda: describe_topics(admin, [topic]), what="the topic is back")
-
-
 def test_rebind_recreated_topic_lands_under_a_new_epoch_beside_the_old_rows(
     platform: Settings, make_topics: MakeTopics, admin: AdminClient, call: Call
 ) -> None:
@@ -85,7 +76,7 @@ def test_rebind_recreated_topic_lands_under_a_new_epoch_beside_the_old_rows(
     land(platform, contracts, topic.name, 0)
     assert call("rebind", "trades") == (0, {"table": "trades", "dry_run": False, "changes": False, "rebind": None})
     stored = describe_topics(admin, [topic.name])[topic.name].topic_id
-    recreate(admin, topic.name, topic.partitions)
+    recreate_topic(admin, topic.name, topic.partitions)
     found = describe_topics(admin, [topic.name])[topic.name].topic_id
     produce(platform, topic.name, trades(6, start=6))
     with running_writer(writer_settings(platform), contracts) as refused:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from streamforge.errors import CommitConflictError, FencedError, HistoryRolledBackError, TopicIdentityError
 from streamforge.lakehouse import commit
-from streamforge.lakehouse.protocol import SourceIdentity, SourcePartition
+from streamforge.lakehouse.protocol import SourcePartition
 from streamforge.lakehouse.repair import (
     KnownBy,
     PartitionRepair,
@@ -25,14 +24,7 @@ from streamforge.lakehouse.repair import (
     plan_rebind,
     plan_reconcile,
 )
-from tests.table_rig import IDENTITY, Rig, before_send
-
-RECREATED = SourceIdentity(IDENTITY.topic, "another-topic-id", IDENTITY.cluster_id)
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
+from tests.table_rig import IDENTITY, RECREATED, Rig, before_send
 
 
 def plan_of(rig: Rig, *, log_start: int = 0, epoch: int = 1) -> Reconcile:

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
 from streamforge.lakehouse.manifests import MERGE_WIDTH
 from streamforge.lakehouse.replay_target import files_since
 from tests.table_rig import Rig
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
 
 
 def paths_since(rig: Rig, snapshot_id: int | None) -> set[str] | None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from streamforge.contracts import Contracts
 from streamforge.errors import FencedError
 from streamforge.events import CommandKind, ProcessState
-from streamforge.kafka import describe_topics, producer_config
+from streamforge.kafka import producer_config
 from streamforge.lakehouse.commit import PositionsMovedError
 from streamforge.lakehouse.table_writer import TableWriter
 from streamforge.log_reader import log_starts
@@ -29,6 +29,7 @@ from tests.writer_support import (
     WriterThread,
     next_offsets,
     produce,
+    recreate_topic,
     running_writer,
     table_identities,
     topic_identities,
@@ -52,19 +53,13 @@ def test_topic_made_anew_while_the_writer_is_paused_is_refused_with_both_ids(
         wait_for_landed(settings, contracts, topic.name, writer=writer)
         landed = table_identities(settings, contracts)
         assert _tell(settings, contracts, CommandKind.PAUSE) is ProcessState.PAUSED
-        before = describe_topics(admin, [topic.name])[topic.name].topic_id
-        for future in admin.delete_topics([topic.name]).values():
-            future.result()
-        wait_until(lambda: not describe_topics(admin, [topic.name]), what="the topic is gone")
-        for future in admin.create_topics([NewTopic(topic.name, topic.partitions, 1)]).values():
-            future.result()
-        after = wait_until(lambda: describe_topics(admin, [topic.name]).get(topic.name), what="the topic is back")
+        before, after = recreate_topic(admin, topic.name, topic.partitions)
         for number in range(3):
             produce(settings, topic.name, trades(20, start=1_000 + 20 * number))
         send_command(settings, contracts, target="writer", command=CommandKind.RESUME, issued_by="test")
         assert writer.join(60) == 1
     said = "".join(capfd.readouterr())
-    assert all(text in said for text in (before, after.topic_id, "streamforge rebind"))
+    assert all(text in said for text in (before, after, "streamforge rebind"))
     assert table_identities(settings, contracts) == landed
 
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition as KafkaTopicPartition
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 
 from streamforge.contracts import Contracts
 from streamforge.errors import CommitUnknownError, ConfigurationError
-from streamforge.kafka import describe_topics
 from streamforge.lakehouse import commit, table_writer
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.commit import COMMIT_ID_KEY, view_of
@@ -26,6 +25,7 @@ from tests.writer_support import (
     TRADE_TOPICS,
     next_offsets,
     produce,
+    recreate_topic,
     running_writer,
     table_identities,
     topic_identities,
@@ -177,18 +177,12 @@ def test_writer_topic_recreated_refuses_to_start_and_names_both(
     produce(settings, topic.name, trades(6))
     with running_writer(settings, contracts) as writer:
         wait_for_landed(settings, contracts, topic.name, writer=writer)
-    before = describe_topics(admin, [topic.name])[topic.name].topic_id
-    for future in admin.delete_topics([topic.name]).values():
-        future.result()
-    wait_until(lambda: not describe_topics(admin, [topic.name]), what="the topic is gone")
-    for future in admin.create_topics([NewTopic(topic.name, topic.partitions, 1)]).values():
-        future.result()
-    after = wait_until(lambda: describe_topics(admin, [topic.name]).get(topic.name), what="the topic is back")
+    before, after = recreate_topic(admin, topic.name, topic.partitions)
     produce(settings, topic.name, trades(6))
     with running_writer(settings, contracts) as again:
         assert again.join(60) == 1
     said = capfd.readouterr()
-    assert all(text in said.out + said.err for text in (before, after.topic_id, "streamforge rebind"))
+    assert all(text in said.out + said.err for text in (before, after, "streamforge rebind"))
     assert sum(table_identities(settings, contracts).values()) == 6
 
 

@@ -1,0 +1,32 @@
+"""What several files of integration tests set up alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streamforge.contracts import Contracts
+from tests.conftest import MakeTopics
+from tests.loader_support import LOADER_CONTRACTS, SmallVenue
+from tests.table_rig import Rig
+
+
+@pytest.fixture
+def loader_contracts(make_topics: MakeTopics) -> Contracts:
+    """Return the contracts of a loader, their topics made."""
+    return make_topics(*LOADER_CONTRACTS)
+
+
+@pytest.fixture
+def venue() -> Iterator[SmallVenue]:
+    """Serve a small venue that speaks Binance's protocol."""
+    with SmallVenue() as running:
+        yield running
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    """Return a table of its own, with writers that need no broker."""
+    return Rig(tmp_path)
