@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -19,11 +20,12 @@ from streamforge.settings import build_settings, load_settings
 from streaming.runner import Worker, run_worker
 
 _SLOT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HISTORY_NICENESS = 10
 
 
 @command
 def run(
-    kind: Annotated[str, typer.Argument(help="What to run: parser, bars or writer.")],
+    kind: Annotated[str, typer.Argument(help="What to run: parser, bars, history-parser or writer.")],
     *,
     slot: Annotated[str, typer.Option(help="Replica name, stable over restarts; each replica has its own.")] = "0",
     metrics_port: Annotated[
@@ -76,11 +78,20 @@ def _parser(contracts: Contracts, slot: str, metrics: ProcessMetrics) -> Worker:
 
 
 def _bars(contracts: Contracts, slot: str, metrics: ProcessMetrics) -> Worker:
-    from streaming.processors.bars import Bars, BarsSettings
+    from streaming.processors.bars import Bars
     from streaming.processors.base import TransactionalWorker
 
-    settings = build_settings(BarsSettings)
+    settings = load_settings()
     return TransactionalWorker(Bars(settings), settings, contracts, slot=slot, metrics=metrics)
+
+
+def _history_parser(contracts: Contracts, slot: str, metrics: ProcessMetrics) -> Worker:
+    from streaming.processors.base import TransactionalWorker
+    from streaming.processors.history import HistoryParser
+
+    os.nice(_HISTORY_NICENESS)  # live data never waits behind history
+    settings = load_settings()
+    return TransactionalWorker(HistoryParser(settings), settings, contracts, slot=slot, metrics=metrics)
 
 
 def _writer(contracts: Contracts, slot: str, metrics: ProcessMetrics) -> Worker:
@@ -92,6 +103,7 @@ def _writer(contracts: Contracts, slot: str, metrics: ProcessMetrics) -> Worker:
 WORKERS: Mapping[str, Callable[[Contracts, str, ProcessMetrics], Worker]] = {
     "parser": _parser,
     "bars": _bars,
+    "history-parser": _history_parser,
     "writer": _writer,
 }
 """What can be run, by kind; a further processor is a further line."""

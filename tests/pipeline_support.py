@@ -25,10 +25,10 @@ from streamforge.market.binance import parse_trades
 from streamforge.market.records import AggressorSide, DeadLetter, Trade
 from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
-from streamforge.settings import Settings, build_settings, load_settings
+from streamforge.settings import Settings, load_settings
 from streamforge.supervision import topic_of
 from streamforge.topics import create_topics
-from streaming.processors.bars import Bars, BarsSettings
+from streaming.processors.bars import Bars
 from streaming.processors.base import TransactionalWorker
 from streaming.processors.parser import Parser
 from streaming.processors.types import TransactionOptions
@@ -325,11 +325,8 @@ def make_worker(
     """Return a parser or bars worker of the pipeline."""
     known = {name: getattr(pipeline.settings, name) for name in ("home", "contracts_dir", "topic_prefix")}
     known["bootstrap_servers"] = pipeline.settings.bootstrap_servers
-    processor = (
-        Parser(load_settings(_env_file=None, **known))
-        if kind == "parser"
-        else Bars(build_settings(BarsSettings, _env_file=None, **known))
-    )
+    settings = load_settings(_env_file=None, **known)
+    processor = Parser(settings) if kind == "parser" else Bars(settings)
     return TransactionalWorker(
         processor,  # type: ignore[arg-type]
         pipeline.settings,

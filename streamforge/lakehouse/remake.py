@@ -26,7 +26,7 @@ from streamforge.lakehouse.replay_plan import Lineage
 from streamforge.lakehouse.rows import SOURCE_OFFSET, SOURCE_PARTITION, RowDecoder
 from streamforge.market.dedupe import SeenIds
 from streamforge.market.parsing import Parsed, ParserState, parse_records
-from streamforge.market.records import RawRecord, Trade, raw_record
+from streamforge.market.records import RawRecord, raw_record
 from streamforge.settings import Settings
 
 S = TypeVar("S")
@@ -156,7 +156,8 @@ class ReparseTrades:
         parsed = self._parse({**state, **unbounded}, records)
         dropped.update(refusal.reason for refusal in parsed.refusals)
         dropped.update({name: count for name, count in parsed.counters.items() if count})
-        decoded = self._decoder.decode(cast("list[Message]", [_Sent(trade) for trade in parsed.trades]))
+        sent = [SentRecord(trade, trade.raw_partition, trade.raw_offset) for trade in parsed.trades]
+        decoded = self._decoder.decode(cast("list[Message]", sent))
         dropped.update(item.reason for item in decoded.refused)
         rows = _concatenated(self._contract, decoded.rows.values())
         # Which typed record carried a trade is not known here: what the decoder took is the raw position.
@@ -187,22 +188,25 @@ def lineage_of(contracts: Contracts, table_name: str) -> Lineage:
     return Lineage(contract, source)
 
 
-class _Sent:
-    """A trade as the record that the parser would have sent; its place is that of the raw record."""
+class SentRecord:
+    """A value as the record that its processor would have sent, for `RowDecoder`; its place is what the maker says."""
 
-    __slots__ = ("_trade",)
+    __slots__ = ("_offset", "_partition", "_value")
 
-    def __init__(self, trade: Trade) -> None:
-        self._trade = trade
+    def __init__(self, value: msgspec.Struct, partition: int, offset: int) -> None:
+        self._value, self._partition, self._offset = value, partition, offset
 
     def partition(self) -> int:
-        return self._trade.raw_partition
+        """Return the topic-partition number."""
+        return self._partition
 
     def offset(self) -> int:
-        return self._trade.raw_offset
+        """Return the offset."""
+        return self._offset
 
     def value(self) -> bytes:
-        return msgspec.json.encode(self._trade)
+        """Return the bytes on the wire."""
+        return msgspec.json.encode(self._value)
 
 
 def _concatenated(contract: Contract, parts: Iterable[pa.Table]) -> pa.Table:

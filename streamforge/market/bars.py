@@ -108,7 +108,7 @@ class OpenBar(msgspec.Struct):
             self.taker_buy_volume = EXACT.add(self.taker_buy_volume, size)
         if is_first or order < self.open_order:
             self.open, self.open_order, self.first_trade_id = price, order, trade.trade_id
-        if is_first or order > self.close_order:
+        if is_first or order >= self.close_order:  # one order for two: trades that no typed record carried
             self.close, self.close_order, self.last_trade_id = price, order, trade.trade_id
         self.high = price if is_first else max(self.high, price)
         self.low = price if is_first else min(self.low, price)

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 from confluent_kafka import Message
-from pydantic import Field
 
 from streamforge.errors import DecodeError
-from streamforge.market.bars import BarRules, BarsState, SourcedTrade, add_trades
+from streamforge.market.bars import BarsState, SourcedTrade, add_trades
 from streamforge.market.records import Trade
 from streamforge.settings import Settings
 from streaming.processors.types import Output, Refused, Source, Step
@@ -22,17 +21,6 @@ _MAX_NAME_CHARACTERS = 256
 _END_NS = 4_102_444_800 * 10**9
 
 
-class BarsSettings(Settings):
-    """What the bars processor needs besides what every process needs."""
-
-    bars_out_of_orderness_s: float = Field(
-        1.0, ge=0, description="How far the watermark stays behind the latest event time, seconds."
-    )
-    bars_allowed_lateness_s: float = Field(
-        300.0, ge=0, description="How long after its close a bar is corrected by late trades, seconds of watermark."
-    )
-
-
 class Bars:
     """Trades to bars and, where a trade came too late, gaps; state is the bars that can still change."""
 
@@ -41,11 +29,8 @@ class Bars:
     changelog_id = "bars-changelog"
     output_ids: Sequence[str] = (_BARS, _GAPS)
 
-    def __init__(self, settings: BarsSettings) -> None:
-        self._rules = BarRules(
-            out_of_orderness_ns=int(settings.bars_out_of_orderness_s * 1e9),
-            allowed_lateness_ns=int(settings.bars_allowed_lateness_s * 1e9),
-        )
+    def __init__(self, settings: Settings) -> None:
+        self._rules = settings.bar_rules
 
     def restore(self, saved: Mapping[str, str]) -> BarsState:
         """Return watermark and open bars."""
