@@ -40,7 +40,7 @@ from streaming.writer import WriterSettings
 
 _SAMPLE_S = 1.0
 _RATE_TOLERANCE = 0.9
-_LAG_GROWTH = 1.5
+_LAG_GROWTH = 1.2
 _FRESH_ENOUGH_S = 5.0
 
 

@@ -77,7 +77,7 @@ class WriterSettings(Settings):
     writer_contracts: tuple[str, ...] = Field(
         (), description="Ids of the contracts to land. Empty: every contract that has a topic and a table."
     )
-    writer_commit_interval_s: float = Field(2.0, gt=0, description="Seconds between commits of a table.")
+    writer_commit_interval_s: float = Field(2.0, gt=0, description="Seconds from the start of a commit to the next.")
     writer_idle_interval_s: float = Field(
         30.0, gt=0, le=60, description="Seconds after which a position that moved without rows is committed."
     )
@@ -138,6 +138,7 @@ class WriterWorker:
         self._commits: dict[str, int] = {}
         self._consumer: Consumer | None = None
         self._since_s: float | None = None
+        self._commit_started_s = monotonic_s()
         self._undelivered: KafkaError | None = None
         self._letters = 0
         limits: dict[str, Any] = {"message.max.bytes": self._max_letter_bytes()}
@@ -210,13 +211,16 @@ class WriterWorker:
         if rows >= settings.writer_max_rows or size_bytes >= settings.writer_max_buffer_bytes:
             return True
         with_rows = rows or self._letters
-        interval_s = settings.writer_commit_interval_s if with_rows else settings.writer_idle_interval_s
-        return now_s - self._since_s >= interval_s
+        if with_rows:
+            # From start to start: a commit's own time must not add to the age of what came meanwhile.
+            return now_s - self._commit_started_s >= settings.writer_commit_interval_s
+        return now_s - self._since_s >= settings.writer_idle_interval_s
 
     def commit(self) -> None:
         """Commit every table that moved; where a table is elsewhere, forget its batch and seek."""
         if not any(writer.moved for writer in self._writers.values()):
             return
+        self._commit_started_s = self._monotonic_s()
         self._check_identities()
         faults.step("writer.before_dead_letters")
         self._flush_dead_letters()
