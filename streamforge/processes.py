@@ -129,6 +129,15 @@ def is_port_free(port: int) -> bool:
     return True
 
 
+def listened_ports(pid: int | None) -> set[int]:
+    """Return the TCP ports that the process `pid` itself listens on; none where it does not live."""
+    try:
+        connections = psutil.Process(pid).net_connections("tcp") if pid is not None else []
+    except psutil.Error:
+        return set()
+    return {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
+
+
 def choose_free_port(taken: Container[int] = ()) -> int:
     """Return a loopback port that nobody listens on and that is not in `taken`.
 
@@ -229,9 +238,11 @@ def last_lines(path: Path, count: int = 15) -> tuple[str, ...]:
     return tuple(text.splitlines()[-count:])
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, *, mode: int | None = None) -> None:
     """Write `text` to `path` so that a reader sees the old or the new content, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
+    if mode is not None:
+        temporary.chmod(mode)
     temporary.replace(path)

@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 import structlog
@@ -20,8 +20,12 @@ from streamforge.contracts import Contracts, load_contracts
 from streamforge.kafka import admin_client
 from streamforge.processes import ProcessRecord
 from streamforge.settings import Settings
+from streamforge.spark.session import spark_session
 from streamforge.topics import create_topics
 from tests.contract_files import copy_contracts
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 MAX_TEST_PARTITIONS = 2
 
@@ -80,6 +84,15 @@ def broker_settings(tmp_path_factory: pytest.TempPathFactory, worker_id: str) ->
             own.unlink(missing_ok=True)
             if not any(_is_alive(path) for path in members.iterdir()):
                 broker.stop(settings)
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """Return Spark, started once; `spark_session(platform)` then gives a test a session on its own catalog."""
+    settings = Settings(_env_file=None, home=tmp_path_factory.mktemp("spark"))  # type: ignore[call-arg]
+    session = spark_session(settings)
+    yield session
+    session.stop()
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Spark: the way past one machine. Sessions on our catalog, replays of large ranges, compaction."""
