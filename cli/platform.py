@@ -22,6 +22,7 @@ _URLS = {
     "metrics": "http://127.0.0.1:{port}/metrics",
     "websocket": "ws://127.0.0.1:{port}",
     "rest": "http://127.0.0.1:{port}/api/v3",
+    "ui": "http://127.0.0.1:{port}",
 }
 _WELL = {"RUNNING": "green", "STARTING": "yellow"}
 
@@ -36,10 +37,11 @@ def up(
     dry_run: DryRunOption = False,
     output: OutputOption = Output.TEXT,
 ) -> int:
-    """Start broker, topics, market, loader, parser, bars and writer, and keep them running until Ctrl-C.
+    """Start broker, topics, market, loader, parser, bars, writer and Dagster, and keep them running until Ctrl-C.
 
     A process that dies is restarted with backoff, unless it ended with exit code 0, 2 or 3. On Ctrl-C,
     SIGTERM or a failure everything that was started is stopped, the broker last.
+    STREAMFORGE_DAGSTER=false leaves Dagster out.
 
     Example: streamforge up --detach, then streamforge status, then streamforge down
     """
@@ -50,7 +52,7 @@ def up(
 
     settings = load_settings()
     if dry_run:
-        plan = plan_platform(settings, simulator=simulator)
+        plan = plan_platform(settings, simulator=simulator, dagster=settings.dagster)
         emit(_plan_dict(plan), output, lambda: _render_plan(plan, "would run"))
         return 0
     try:
@@ -99,6 +101,7 @@ def status(*, output: OutputOption = Output.TEXT) -> int:
         "supervisor_pid": found.supervisor_pid,
         "is_well": found.is_well,
         "broker": broker_as_dict(found.broker),
+        "ui_url": found.ui_url,
         "processes": found.processes_as_dicts(),
         "notes": list(found.notes),
     }
@@ -113,6 +116,7 @@ def _tell(text: str) -> None:
 def _plan_dict(plan: PlatformPlan) -> dict[str, Any]:
     return {
         "home": plan.home,
+        "ui_url": plan.ui_url,
         "processes": [
             {"name": item.name, "command": item.command, "ports": item.ports, "log_file": item.log_file}
             for item in plan.processes
@@ -135,7 +139,8 @@ def _render_ready(plan: PlatformPlan, *, detach: bool) -> Group:
         where = [_URLS.get(name, "{name} {port}").format(name=name, port=port) for name, port in item.ports.items()]
         table.add_row(item.name, "\n".join(where), Text(item.log_file, overflow="fold"))
     last = "Stop it with `streamforge down`" if detach else "Stop it with Ctrl-C"
-    return Group(table, Text(f"`streamforge status` shows positions and lag. {last}."))
+    ui = [Text(f"Dagster: {plan.ui_url}", style="bold")] if plan.ui_url else []
+    return Group(table, *ui, Text(f"`streamforge status` shows positions and lag. {last}."))
 
 
 def _render_status(found: PlatformReport) -> Group:
@@ -156,4 +161,5 @@ def _render_status(found: PlatformReport) -> Group:
         )
     head = f"broker {found.broker.state} at {found.broker.address}"
     head += f", supervisor pid {found.supervisor_pid}" if found.supervisor_pid else ", no supervisor runs"
-    return Group(Text(head), table, *(Text(note, style="yellow") for note in found.notes))
+    ui = [Text(f"Dagster: {found.ui_url}")] if found.ui_url else []
+    return Group(Text(head), *ui, table, *(Text(note, style="yellow") for note in found.notes))

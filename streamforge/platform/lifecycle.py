@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import msgspec
@@ -25,6 +26,7 @@ from streamforge.broker import BrokerState
 from streamforge.contracts import load_contracts
 from streamforge.errors import ProcessError, RetryableSourceError
 from streamforge.kafka_server import class_path
+from streamforge.platform.control_plane import dagster_environment, with_dagster, write_instance
 from streamforge.platform.launch import launch_command, pid_file, starts_file
 from streamforge.platform.plan import (
     BROKER,
@@ -48,11 +50,12 @@ from streamforge.platform.supervisor import (
     was_asked_to_stop,
 )
 from streamforge.processes import (
-    LOOPBACK,
     ProcessRecord,
     end_process,
     is_alive,
+    is_port_free,
     last_lines,
+    listened_ports,
     spawn_detached,
     write_atomically,
 )
@@ -65,15 +68,23 @@ _SUPERVISOR_TIMEOUT_S = 60.0
 _BROKER_TIMEOUT_S = 180.0
 _READY_TIMEOUT_S = 120.0
 _MARGIN_S = 15.0
+_PORT_ATTEMPTS = 3
 _POLL_S = 0.1
 _WATCH_S = 1.0
 _ENDED_FOR_GOOD = ("EXITED", "FATAL")
 
 
-def plan_platform(settings: Settings, *, simulator: bool, remember: bool = False) -> PlatformPlan:
-    """Return what `up` would run now: the embedded broker only if it is ours to run."""
+class PortTakenError(ProcessError):
+    """Another program listens on a port that was chosen for one of ours."""
+
+
+def plan_platform(
+    settings: Settings, *, simulator: bool, dagster: bool = False, remember: bool = False
+) -> PlatformPlan:
+    """Return what would run now: the embedded broker only if it is ours to run, Dagster if asked for."""
     is_ours = broker.status(settings).state in (BrokerState.STOPPED, BrokerState.DIED)
-    return make_plan(settings, broker=is_ours, simulator=simulator, remember=remember)
+    plan = make_plan(settings, broker=is_ours, simulator=simulator, remember=remember)
+    return with_dagster(plan, remember=remember) if dagster else plan
 
 
 def up(settings: Settings, *, simulator: bool, detach: bool, tell: Tell, ready: Callable[[PlatformPlan], None]) -> None:
@@ -91,8 +102,41 @@ def up(settings: Settings, *, simulator: bool, detach: bool, tell: Tell, ready: 
         if not settings.bootstrap_servers:
             tell("looking for Apache Kafka (fetched once)")
             class_path()
-        plan = plan_platform(settings, simulator=simulator, remember=True)
-        serve(settings, files, plan, detach=detach, tell=tell, ready=ready)
+
+        def plan_again() -> PlatformPlan:
+            return plan_platform(settings, simulator=simulator, dagster=settings.dagster, remember=True)
+
+        serve_on_free_ports(settings, files, plan_again, detach=detach, tell=tell, ready=ready)
+
+
+def serve_on_free_ports(
+    settings: Settings,
+    files: PlatformFiles,
+    make: Callable[[], PlatformPlan],
+    *,
+    detach: bool,
+    tell: Tell,
+    ready: Callable[[PlatformPlan], None],
+    hold: Callable[[PlatformPlan], None] | None = None,
+) -> None:
+    """Do as `serve`, with a new plan where another program took a port between its choice and its use.
+
+    Raises:
+        PortTakenError: it happened again and again.
+        ProcessError: as for `serve`.
+        StopRequested: as for `serve`.
+    """
+    for attempt in range(1, _PORT_ATTEMPTS + 1):
+        plan = make()
+        held = None if hold is None else partial(hold, plan)
+        try:
+            serve(settings, files, plan, detach=detach, tell=tell, ready=ready, hold=held)
+        except PortTakenError as error:
+            if attempt == _PORT_ATTEMPTS:
+                raise
+            tell(f"{error} Starting again with other ports")
+        else:
+            return
 
 
 def serve(
@@ -110,6 +154,7 @@ def serve(
     With `hold` they are kept until it returns, instead of until a stop signal.
 
     Raises:
+        PortTakenError: another program took a port of the plan.
         ProcessError: a part did not start, or the supervisor ended.
         StopRequested: a stop signal came before everything was up.
     """
@@ -190,6 +235,7 @@ def _write_files(files: PlatformFiles, plan: PlatformPlan) -> None:
         starts_file(files.folder, process.name).unlink(missing_ok=True)
     starts_file(files.folder, SUPERVISOR).unlink(missing_ok=True)
     write_atomically(config_file(files), render_config(files, plan))
+    write_instance(plan)
     write_atomically(files.plan, msgspec.json.encode(plan).decode())
 
 
@@ -211,7 +257,7 @@ def _start(
             tell(f"starting {process.name}")
             client.start(process.name)
     for process in plan.processes:
-        if process.metrics_port is not None and not process.is_on_demand:
+        if process.ports and not process.is_on_demand:
             _wait_until_ready(files, client, process, tell)
 
 
@@ -222,7 +268,7 @@ def _spawn_supervisor(settings: Settings, files: PlatformFiles, *, detach: bool)
         state=files.folder,
         parent_death=None if detach else signal.SIGTERM,
     )
-    environment = {**os.environ, **environment_of(settings)}
+    environment = {**os.environ, **environment_of(settings), **dagster_environment(files.home)}
     process = spawn_detached(command, out=files.logs / "supervisord.out", environment=environment)
     ProcessRecord.of(process.pid).write(pid_file(files.folder, SUPERVISOR))
 
@@ -255,11 +301,17 @@ def _wait_for_broker(settings: Settings, files: PlatformFiles, client: Superviso
 
 
 def _wait_until_ready(files: PlatformFiles, client: SupervisorClient, process: ProcessPlan, tell: Tell) -> None:
-    """Wait for `/ready`; a process that only needs longer (or is paused) is said and not stopped."""
+    """Wait until it listens and says so; a process that only needs longer (or is paused) is said and not stopped."""
     deadline = time.monotonic() + _READY_TIMEOUT_S
-    while not _is_ready(process):
+    while True:
         _require_supervisor(files)
         found = client.processes()[process.name]
+        if _is_ready(process, found.pid):
+            tell(f"{process.name} is ready")
+            return
+        history = read_history(files).get(process.name)
+        if found.state in _ENDED_FOR_GOOD or (history is not None and history.restarts):
+            _require_own_ports(process, found.pid)
         if found.state in _ENDED_FOR_GOOD:
             text = f"{process.name} ended with exit code {found.exit_code} while the platform was starting"
             raise ProcessError(_with_log(files, text, f"{process.name}.out"))
@@ -269,14 +321,24 @@ def _wait_until_ready(files: PlatformFiles, client: SupervisorClient, process: P
             )
             return
         time.sleep(_POLL_S)
-    tell(f"{process.name} is ready")
 
 
-def _is_ready(process: ProcessPlan) -> bool:
+def _is_ready(process: ProcessPlan, pid: int | None) -> bool:
+    """Return whether it listens on its ports, itself and not another program, and answers that it is ready."""
+    if not listened_ports(pid).issuperset(process.ports.values()):
+        return False
     try:
-        return httpx.get(f"http://{LOOPBACK}:{process.metrics_port}/ready", timeout=2.0).is_success
+        return process.ready_url is None or httpx.get(process.ready_url, timeout=2.0).is_success
     except httpx.HTTPError:
         return False
+
+
+def _require_own_ports(process: ProcessPlan, pid: int | None) -> None:
+    """Raise when a process that has ended finds its port in the hands of another program."""
+    own = listened_ports(pid)
+    taken = [f"{name} {port}" for name, port in process.ports.items() if port not in own and not is_port_free(port)]
+    if taken:
+        raise PortTakenError(f"another program listens on a port of {process.name}: {', '.join(taken)}.")
 
 
 def _keep(files: PlatformFiles, tell: Tell) -> None:

@@ -16,13 +16,17 @@ from streamforge.settings import Settings
 BROKER = "broker"
 SIMULATOR = "simulator"
 LOADER = "loader"
-CONSUMERS = ("parser", "bars", "writer")
+CONSUMERS = ("parser", "bars", "history-parser", "writer")
+UI = "ui"
+"""Name of the port that serves pages for people."""
 SIMULATED_VENUE = "SIM"
 RECORDED_VENUE = "BINANCE"
 _SLOT = "0"
 _METRICS = "metrics"
+_READY_URLS = {_METRICS: f"http://{LOOPBACK}:{{port}}/ready", UI: f"http://{LOOPBACK}:{{port}}/server_info"}
 _STOP_ORDER = (SIMULATOR, LOADER, *CONSUMERS, BROKER)
-_PORT_RELEASE_S = 2.0
+PORT_RELEASE_S = 2.0
+"""How long a remembered port that is taken is waited for."""
 # Of a process that is under our command, not of the platform.
 _NOT_INHERITED = frozenset({"log_file"})
 
@@ -34,11 +38,12 @@ class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
         name: its name under the supervisor.
         kind: what it is in `queue-events`.
         command: what is run.
-        ports: what it listens on, by name; `metrics` serves `/ready`.
+        ports: what it listens on, by name; `metrics` serves `/ready`, `ui` pages for people.
         log_file: where its output goes.
         stop_rank: ends happen in this order, one after the other: first what feeds, last what is fed.
         stop_deadline_s: seconds from SIGTERM to SIGKILL.
         is_on_demand: it is not started with the others, but when somebody asks the supervisor for it.
+        stops_children: SIGTERM goes to the processes that it has started too.
     """
 
     name: str
@@ -50,11 +55,14 @@ class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
     stop_rank: int
     stop_deadline_s: int = 30
     is_on_demand: bool = False
+    stops_children: bool = False
 
     @property
-    def metrics_port(self) -> int | None:
-        """Return the port of metrics and readiness, where it has one."""
-        return self.ports.get(_METRICS)
+    def ready_url(self) -> str | None:
+        """Return what answers with success once it is ready, where it has that."""
+        return next(
+            (url.format(port=self.ports[name]) for name, url in _READY_URLS.items() if name in self.ports), None
+        )
 
 
 class PlatformPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +75,11 @@ class PlatformPlan(msgspec.Struct, frozen=True, kw_only=True):
     def named(self, name: str) -> ProcessPlan | None:
         """Return the process called `name`, if the platform has it."""
         return next((process for process in self.processes if process.name == name), None)
+
+    @property
+    def ui_url(self) -> str | None:
+        """Return the address of Dagster's UI, where the platform has one."""
+        return next((f"http://{LOOPBACK}:{each.ports[UI]}" for each in self.processes if UI in each.ports), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +126,7 @@ def make_plan(settings: Settings, *, broker: bool, simulator: bool, remember: bo
     files = PlatformFiles(settings.home_path)
     served = ["simulator websocket", "simulator rest"] if simulator else []
     names = [*served, *(f"{kind} {_METRICS}" for kind in (LOADER, *CONSUMERS))]
-    ports = remembered_ports(files.ports, names, release_s=_PORT_RELEASE_S, remember=remember)
+    ports = remembered_ports(files.ports, names, release_s=PORT_RELEASE_S, remember=remember)
     # Readers first: nothing waits in a topic that nobody reads. The venue before the loader, who looks for it.
     processes = [_process(files, BROKER, ["broker", "run"], {})] if broker else []
     processes += [_consumer(files, kind, ports.numbers[f"{kind} {_METRICS}"]) for kind in reversed(CONSUMERS)]
@@ -135,11 +148,13 @@ def environment_of(settings: Settings) -> dict[str, str]:
     """Return the environment variables that give a child process the same settings, secrets included."""
     chosen = {name: getattr(settings, name) for name in settings.model_fields_set - _NOT_INHERITED}
     chosen |= {"home": settings.home_path, "contracts_dir": settings.contracts_dir.resolve()}
-    return {
-        f"STREAMFORGE_{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-        for name, value in chosen.items()
-        if value is not None
-    }
+    return {f"STREAMFORGE_{name.upper()}": _as_text(value) for name, value in chosen.items() if value is not None}
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return msgspec.json.encode(value).decode() if isinstance(value, dict) else str(value)
 
 
 def _process(files: PlatformFiles, name: str, arguments: list[str], ports: dict[str, int]) -> ProcessPlan:

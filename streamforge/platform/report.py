@@ -59,10 +59,11 @@ class ProcessReport:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlatformReport:
-    """State of a whole platform: supervisor, broker, processes, and what could not be found out."""
+    """State of a whole platform: supervisor, broker, Dagster's address, processes, and what could not be found out."""
 
     supervisor_pid: int | None
     broker: BrokerStatus
+    ui_url: str | None
     processes: tuple[ProcessReport, ...]
     notes: tuple[str, ...]
 
@@ -97,7 +98,13 @@ def report(settings: Settings) -> PlatformReport:
     )
     if plan is None:
         notes.append(f"no platform was ever started in {files.home}: run `streamforge up`")
-    return PlatformReport(None if running is None else running.pid, broker_status, processes, tuple(notes))
+    return PlatformReport(
+        supervisor_pid=None if running is None else running.pid,
+        broker=broker_status,
+        ui_url=plan.ui_url if plan else None,
+        processes=processes,
+        notes=tuple(notes),
+    )
 
 
 def _latest_events(

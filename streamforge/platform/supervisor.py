@@ -54,6 +54,7 @@ exitcodes=0,2,3
 startsecs=0
 priority={priority}
 stopsignal=TERM
+stopasgroup={stops_children}
 stopwaitsecs={stop_deadline_s}
 killasgroup=true
 redirect_stderr=true
@@ -211,6 +212,7 @@ def _program(files: PlatformFiles, process: ProcessPlan, count: int) -> str:
         # The library ends the highest priority first.
         priority=count - process.stop_rank + 10,
         stop_deadline_s=process.stop_deadline_s,
+        stops_children="true" if process.stops_children else "false",
         log_file=_escaped(process.log_file),
     )
 

@@ -58,7 +58,7 @@ def _is_at_work(running: RunningLine, name: str) -> bool:
     process = running.plan.named(name)
     assert process is not None
     try:
-        return httpx.get(f"http://127.0.0.1:{process.metrics_port}/ready", timeout=2.0).is_success
+        return httpx.get(process.ready_url or "", timeout=2.0).is_success
     except httpx.HTTPError:
         return False
 

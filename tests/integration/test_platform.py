@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,10 +22,10 @@ import pytest
 
 from streamforge.errors import ProcessError
 from streamforge.platform.launch import pid_file
-from streamforge.platform.lifecycle import down, supervisor_process, up
+from streamforge.platform.lifecycle import down, serve_on_free_ports, supervisor_process, up
 from streamforge.platform.plan import PlatformFiles, PlatformPlan, ProcessPlan, environment_of
 from streamforge.platform.supervisor import SupervisorClient, read_history, socket_path
-from streamforge.processes import ProcessRecord, choose_free_port
+from streamforge.processes import LOOPBACK, ProcessRecord, choose_free_port
 from streamforge.settings import Settings
 from tests.waiting import wait_until
 
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.integration
 _WITHIN_S = 120.0
 _SLEEP = "import signal; signal.pause()"
 _STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
+_SERVER = "import signal, socket; server = socket.create_server(('127.0.0.1', {port})); signal.pause()"
 _DRIVER = """
 import sys
 from pathlib import Path
@@ -104,13 +106,7 @@ class Start:
         self, programs: dict[str, str], *, ports: dict[str, int] | None = None, detach: bool = False
     ) -> Running:
         """Start a platform of `programs` (name to Python code), ended in that order."""
-        plan = PlatformPlan(
-            home=str(self.settings.home_path),
-            processes=[
-                self._process(name, code, rank, ports or {}) for rank, (name, code) in enumerate(programs.items())
-            ],
-            notes=[],
-        )
+        plan = self.plan(programs, ports=ports or {})
         path = self._folder / "plan.json"
         path.write_bytes(msgspec.json.encode(plan))
         process = subprocess.Popen(
@@ -122,6 +118,11 @@ class Start:
         )
         self._started.append(process)
         return Running(self.files, process, list(programs))
+
+    def plan(self, programs: dict[str, str], *, ports: dict[str, int]) -> PlatformPlan:
+        """Return a platform of `programs`."""
+        processes = [self._process(name, code, rank, ports) for rank, (name, code) in enumerate(programs.items())]
+        return PlatformPlan(home=str(self.settings.home_path), processes=processes, notes=[])
 
     def close(self) -> None:
         """End everything that was started."""
@@ -137,7 +138,7 @@ class Start:
             kind=name,
             slot="0",
             command=[sys.executable, "-c", code],
-            ports={"metrics": ports[name]} if name in ports else {},
+            ports={"grpc": ports[name]} if name in ports else {},
             log_file=str(self.files.logs / f"{name}.out"),
             stop_rank=rank,
             stop_deadline_s=2,
@@ -217,6 +218,27 @@ def test_process_that_ends_during_the_start_stops_the_rest_and_shows_its_log(sta
     assert "wrong ended with exit code 2" in out
     assert "STREAMFORGE_X is wrong" in out
     assert running.alive() == {}
+
+
+def test_port_taken_between_plan_and_start_is_chosen_again(start: Start) -> None:
+    taken, free = choose_free_port(), choose_free_port()
+    plans = [start.plan({"server": _SERVER.format(port=port)}, ports={"server": port}) for port in (taken, free)]
+    held: list[PlatformPlan] = []
+    said: list[str] = []
+    with socket.create_server((LOOPBACK, taken)):
+        # Another program answers on the port all the while: that it answers must not pass for ours.
+        serve_on_free_ports(
+            start.settings,
+            start.files,
+            iter(plans).__next__,
+            detach=False,
+            tell=said.append,
+            ready=lambda _: None,
+            hold=held.append,
+        )
+    assert held == plans[1:]
+    assert any(f"another program listens on a port of server: grpc {taken}" in text for text in said)
+    assert supervisor_process(start.files) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from streamforge.platform.control_plane import with_dagster
 from streamforge.platform.plan import PlatformFiles, make_plan
 from streamforge.platform.supervisor import History, log_file, read_history, render_config, socket_path
 from streamforge.settings import Settings
@@ -57,6 +58,16 @@ def test_ports_are_remembered_unless_the_run_is_dry(tmp_path: Path) -> None:
     second = make_plan(_settings(tmp_path), broker=False, simulator=True)
     assert [process.ports for process in first.processes] == [process.ports for process in second.processes]
     assert [process.name for process in dry.processes] == [process.name for process in first.processes]
+
+
+def test_restart_tells_code_servers_and_no_one_else_to_end_their_children(tmp_path: Path) -> None:
+    plan = with_dagster(make_plan(_settings(tmp_path), broker=True, simulator=True), remember=False)
+    config = configparser.RawConfigParser()
+    config.read_string(render_config(PlatformFiles(tmp_path), plan))
+    by_name = {name.removeprefix("program:"): config[name] for name in config.sections() if name.startswith("program")}
+    in_group = {name for name, program in by_name.items() if program["stopasgroup"] == "true"}
+    assert in_group == {name for name in by_name if name.startswith("dagster-")}
+    assert min(int(by_name[name]["priority"]) for name in in_group) > int(by_name["simulator"]["priority"])
 
 
 def test_socket_path_of_a_deep_home_is_short(tmp_path: Path) -> None:
