@@ -61,7 +61,7 @@ def observable_streams(contracts: Contracts) -> dg.AssetsDefinition:
     """Return the streams with an observation that tells log start, end offsets and records of each."""
 
     def observe_streams(context: dg.OpExecutionContext) -> Iterator[dg.ObserveResult]:
-        settings, known = _platform(context)
+        settings, known = platform_of(context)
         wanted = [item for item in known.with_topic if stream_key(item) in context.selected_asset_keys]
         found = describe_topics(admin_client(settings), [topic_of(known, item.id).name for item in wanted])
         for contract in wanted:
@@ -82,14 +82,14 @@ def observable_streams(contracts: Contracts) -> dg.AssetsDefinition:
                 },
             )
 
-    return _observable("observe_streams", stream_specs(contracts), observe_streams)
+    return observable("observe_streams", stream_specs(contracts), observe_streams)
 
 
 def observable_tables(contracts: Contracts) -> dg.AssetsDefinition:
     """Return the tables with an observation that tells rows and table snapshot of each."""
 
     def observe_tables(context: dg.OpExecutionContext) -> Iterator[dg.ObserveResult]:
-        settings, known = _platform(context)
+        settings, known = platform_of(context)
         catalog = open_catalog(settings)
         for contract in known.with_table:
             if table_key(contract) not in context.selected_asset_keys:
@@ -108,14 +108,15 @@ def observable_tables(contracts: Contracts) -> dg.AssetsDefinition:
                 },
             )
 
-    return _observable("observe_tables", table_specs(contracts), observe_tables)
+    return observable("observe_tables", table_specs(contracts), observe_tables)
 
 
-def _observable(
+def observable(
     name: str,
     specs: list[dg.AssetSpec],
     observe: Callable[[dg.OpExecutionContext], Iterator[dg.ObserveResult]],
 ) -> dg.AssetsDefinition:
+    """Return external assets that one function observes, each alone where that is asked for."""
     with warnings.catch_warnings():
         # Beta in Dagster 1.13, which is pinned below 1.14; a test runs it for real.
         warnings.simplefilter("ignore", dg.BetaWarning)
@@ -123,6 +124,12 @@ def _observable(
             specs=specs, name=name, can_subset=True, required_resource_keys={PLATFORM_RESOURCE}
         )
     return cast("dg.AssetsDefinition", decorate(observe))
+
+
+def platform_of(context: dg.OpExecutionContext) -> tuple[Settings, Contracts]:
+    """Return the values of the resource `platform`."""
+    platform = getattr(context.resources, PLATFORM_RESOURCE)
+    return platform.settings, platform.contracts
 
 
 def _spec(contract: Contract, key: dg.AssetKey, group: str, kinds: set[str], deps: list[dg.AssetKey]) -> dg.AssetSpec:
@@ -151,11 +158,6 @@ def _spec(contract: Contract, key: dg.AssetKey, group: str, kinds: set[str], dep
         kinds=kinds,
         metadata=metadata,
     )
-
-
-def _platform(context: dg.OpExecutionContext) -> tuple[Settings, Contracts]:
-    platform = getattr(context.resources, PLATFORM_RESOURCE)
-    return platform.settings, platform.contracts
 
 
 def _name(contract: Contract) -> str:
