@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from streamforge.errors import StreamForgeError
 from streamforge.logs import configure as configure_logs
@@ -36,6 +38,20 @@ OutputOption = Annotated[
     Output, typer.Option("--output", "-o", help="text for people, json for scripts (one object on standard output).")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and change nothing.")]
+
+
+@contextmanager
+def progress_bar(output: Output) -> Iterator[Callable[[str, int, int], None]]:
+    """Show one bar on standard error, moved by (what, done, total); nothing for scripts and where it is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    shown = output is Output.TEXT and error_console.is_terminal
+    with Progress(*columns, console=error_console, transient=True, disable=not shown) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None)
+
+        yield report
 
 
 def emit(result: Mapping[str, Any], output: Output, render: Callable[[], Any]) -> None:

@@ -1,4 +1,4 @@
-"""`streamforge load`: capture what a venue sends."""
+"""`streamforge load`: capture what a venue sends; `streamforge load history`: what files say of the past."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from cli.common import DryRunOption, Output, OutputOption, command, emit
+from cli.history import history
 from streamforge.collector import calm_collector
 from streamforge.contracts import load_contracts
 from streamforge.errors import ConfigurationError
@@ -27,8 +28,18 @@ _ALL = "all"
 _SCHEMES = {"--ws-url": ("ws://", "wss://"), "--rest-url": ("http://", "https://")}
 
 
+app = typer.Typer(
+    help="Capture what a venue sends into the raw topics, or load history from files.",
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+app.command("history")(history)
+
+
+@app.callback(invoke_without_command=True)
 @command
 def load(
+    context: typer.Context,
     *,
     venue: Annotated[str, typer.Option(help="Label of the venue: BINANCE, or SIM for the simulated market.")] = VENUE,
     ws_url: Annotated[str, typer.Option(help="Base URL of the venue's WebSocket streams.")] = WEBSOCKET_URL,
@@ -50,8 +61,10 @@ def load(
 
     SIGTERM and Ctrl-C stop it cleanly: what was read is acknowledged, or a gap says that it is not.
     """
+    if context.invoked_subcommand is not None:
+        return 0
     request = LoadRequest(
-        venue=Binance(_label(venue)),
+        venue=Binance(venue_label(venue)),
         websocket_url=_url("--ws-url", ws_url),
         rest_url=_url("--rest-url", rest_url),
         symbols=None if symbols.strip().lower() == _ALL else _names(symbols.upper()),
@@ -87,7 +100,12 @@ def _described(request: LoadRequest, settings: LoaderSettings) -> dict[str, Any]
     }
 
 
-def _label(text: str) -> str:
+def venue_label(text: str) -> str:
+    """Return the label of a venue.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
     if not text.isascii() or not text.isalnum() or text != text.upper():
         msg = f"--venue must be capital letters and digits, such as BINANCE or SIM; found {text!r}"
         raise ConfigurationError(msg)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from cli.common import Output, OutputOption, command, emit, error_console
+from cli.common import Output, OutputOption, command, emit, progress_bar
 from streamforge.contracts import load_contracts
 from streamforge.lakehouse.verify import Comparison, verify_tables
-from streamforge.lakehouse.verify import Progress as Report
 from streamforge.lakehouse.verify_ledger import LedgerComparison, RawChannel, verify_ledger
 from streamforge.settings import load_settings
 from streaming.loaders.binance import CHANNELS
@@ -49,7 +45,7 @@ def verify(
     """
     settings = load_settings()
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
-    with _progress(output) as report:
+    with progress_bar(output) as report:
         comparisons = verify_tables(settings, contracts, tables or None, wait_s=wait_s, progress=report)
         sent = None
         if ledger is not None:
@@ -80,19 +76,6 @@ def _worst(comparisons: list[Comparison], name: str) -> int:
     for item in comparisons:
         by_table[item.table] = max(by_table.get(item.table, 0), getattr(item.tally, name))
     return sum(by_table.values())
-
-
-@contextmanager
-def _progress(output: Output) -> Iterator[Report]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    shown = output is Output.TEXT and error_console.is_terminal
-    with Progress(*columns, console=error_console, transient=True, disable=not shown) as bar:
-        task = bar.add_task("reading", total=None)
-
-        def report(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total or None)
-
-        yield report
 
 
 def _render(comparisons: list[Comparison], sent: LedgerComparison | None, *, clean: bool) -> Any:

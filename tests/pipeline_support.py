@@ -8,10 +8,10 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from confluent_kafka import Message, Producer
@@ -30,6 +30,7 @@ from streamforge.supervision import topic_of
 from streamforge.topics import create_topics
 from streaming.processors.bars import Bars
 from streaming.processors.base import TransactionalWorker
+from streaming.processors.history import HistoryParser
 from streaming.processors.parser import Parser
 from streaming.processors.types import TransactionOptions
 from streaming.runner import RunnerOptions, Worker, run_worker
@@ -49,6 +50,11 @@ TOPICS = (
     "queue-events",
     "queue-control",
 )
+PROCESSORS: Mapping[str, Callable[[Settings], Any]] = {
+    "parser": Parser,
+    "bars": Bars,
+    "history-parser": HistoryParser,
+}
 START_MS = 1_700_000_000_000
 INSTRUMENTS = ("BTC-USDT.SIM", "ETH-USDT.SIM", "SOL-USDT.SIM", "XRP-USDT.SIM")
 
@@ -69,8 +75,8 @@ class Pipeline(NamedTuple):
         return [TopicPartition(topic.name, number) for number in range(topic.partitions)]
 
 
-def make_pipeline(broker_settings: Settings, folder: Path, prefix: str) -> Pipeline:
-    """Make the topics of `TOPICS` with at most `PARTITIONS` topic-partitions each."""
+def make_pipeline(broker_settings: Settings, folder: Path, prefix: str, topics: Sequence[str] = TOPICS) -> Pipeline:
+    """Make `topics` with at most `PARTITIONS` topic-partitions each."""
     contracts_dir = copy_contracts(folder / "contracts")
     for path in contracts_dir.glob("*.yaml"):
         text = path.read_text(encoding="utf-8")
@@ -84,7 +90,7 @@ def make_pipeline(broker_settings: Settings, folder: Path, prefix: str) -> Pipel
         bootstrap_servers=broker.status(broker_settings).address,
     )
     contracts = load_contracts(contracts_dir, topic_prefix=prefix)
-    create_topics(settings, contracts, TOPICS)
+    create_topics(settings, contracts, topics)
     return Pipeline(settings, contracts)
 
 
@@ -217,7 +223,9 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 
 _forkserver = multiprocessing.get_context("forkserver")
 # Its children start with everything imported: a killed process costs tens of milliseconds, not seconds.
-_forkserver.set_forkserver_preload(["cli.app", "cli.run", "streaming.processors.parser", "streaming.processors.bars"])
+_forkserver.set_forkserver_preload(
+    ["cli.app", "cli.run", *(f"streaming.processors.{name}" for name in ("parser", "bars", "history"))]
+)
 
 
 def _main(arguments: list[str], variables: dict[str, str], log: str) -> None:
@@ -282,6 +290,16 @@ def process(
         running.end()
 
 
+def run_command(pipeline: Pipeline, arguments: Sequence[str], *, log: Path, more: dict[str, str]) -> int:
+    """Run `streamforge ARGUMENTS` in a process of its own and return its exit code, minus the signal's number."""
+    variables = environment(pipeline.settings, **more)
+    child = _forkserver.Process(target=_main, args=(list(arguments), variables, str(log)), daemon=True)
+    child.start()
+    child.join(120)
+    assert child.exitcode is not None, f"{arguments} does not end"
+    return child.exitcode
+
+
 class WorkerThread:
     """A worker under the runner, in a thread of this process."""
 
@@ -322,13 +340,12 @@ class WorkerThread:
 def make_worker(
     pipeline: Pipeline, kind: str, *, slot: str = "0", options: TransactionOptions | None = None
 ) -> TransactionalWorker[object]:
-    """Return a parser or bars worker of the pipeline."""
+    """Return the worker of a processor of the pipeline."""
     known = {name: getattr(pipeline.settings, name) for name in ("home", "contracts_dir", "topic_prefix")}
     known["bootstrap_servers"] = pipeline.settings.bootstrap_servers
     settings = load_settings(_env_file=None, **known)
-    processor = Parser(settings) if kind == "parser" else Bars(settings)
     return TransactionalWorker(
-        processor,  # type: ignore[arg-type]
+        PROCESSORS[kind](settings),
         pipeline.settings,
         pipeline.contracts,
         slot=slot,
@@ -339,7 +356,7 @@ def make_worker(
 
 @contextmanager
 def running(pipeline: Pipeline, kind: str, *, slot: str = "0") -> Iterator[WorkerThread]:
-    """Run a parser or bars worker in a thread; it has stopped at the end."""
+    """Run the worker of a processor in a thread; it has stopped at the end."""
     thread = WorkerThread(pipeline, make_worker(pipeline, kind, slot=slot), slot=slot)
     try:
         yield thread

@@ -103,18 +103,35 @@ class Line:
         return [read_ages(self._catalog, self._settings, self._contracts, item) for item in self.landed]
 
     def _barrier(self, contract: Contract) -> Barrier:
-        topic = topic_of(self._contracts, contract.id).name
         kind, source = _MADE_BY.get(contract.id, (None, contract.id))
         partitions = topic_partitions(self._settings, [topic_of(self._contracts, source).name])
         starts, ends = log_starts(self._settings, partitions), log_ends(self._settings, partitions)
-        return Barrier(
-            settings=self._settings,
-            ranges=[OffsetRange(item.topic, item.partition, starts[item], end) for item, end in ends.items() if end],
-            table=contract.id,
-            group=None if kind is None else f"{self._settings.topic_prefix}{kind}",
-            topic=topic,
-            next_offsets=lambda: _next_offsets(load_table(self._catalog, self._settings, contract), topic),
-        )
+        ranges = [OffsetRange(item.topic, item.partition, starts[item], end) for item, end in ends.items() if end]
+        return barrier_of(self._settings, self._contracts, contract.id, ranges, group_kind=kind)
+
+
+def barrier_of(
+    settings: Settings, contracts: Contracts, contract_id: str, ranges: Sequence[OffsetRange], *, group_kind: str | None
+) -> Barrier:
+    """Return what waits until source `ranges` are processed and their rows are in a contract's table.
+
+    Args:
+        settings: which cluster and catalog.
+        contracts: topics and tables.
+        contract_id: whose table.
+        ranges: of the topic that the table is made from.
+        group_kind: kind of the processor between, None where the table's own topic is its source.
+    """
+    contract, topic = contracts[contract_id], topic_of(contracts, contract_id).name
+    catalog = open_catalog(settings)
+    return Barrier(
+        settings=settings,
+        ranges=ranges,
+        table=contract_id,
+        group=None if group_kind is None else f"{settings.topic_prefix}{group_kind}",
+        topic=topic,
+        next_offsets=lambda: _next_offsets(load_table(catalog, settings, contract), topic),
+    )
 
 
 def _next_offsets(table: Table, topic: str) -> Mapping[int, int]:

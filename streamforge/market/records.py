@@ -92,6 +92,28 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
     processor_version: str
 
 
+class VenueBar(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One record of `venue-bars`: a bar as the venue published it."""
+
+    instrument: str
+    venue: str
+    symbol: str
+    interval: str
+    ts_start_ns: int
+    ts_end_ns: int
+    open: DecimalText
+    high: DecimalText
+    low: DecimalText
+    close: DecimalText
+    volume: DecimalText
+    ts_receive_ns: int
+    raw_topic_id: str
+    raw_partition: int
+    raw_offset: int
+    raw_index: int
+    parser_version: str
+
+
 class MarketGap(msgspec.Struct, frozen=True, kw_only=True):
     """One record of `market-gaps`: a span in which events may be missing, or a bar reached too late."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streamforge.errors import ConfigurationError
+from streamforge.market.instruments import split_symbol
 
 VENUE_DECIMALS = 8
 """The venue writes every price and size with eight decimals."""
 
 _MAX_CACHED_TEXTS = 50_000
-_QUOTES = ("USDT", "USDC", "FDUSD", "BTC", "ETH")
 
 # Symbol's base, start price in ticks, decimals of the tick, decimals of the lot.
 _KNOWN = (
@@ -99,9 +99,5 @@ def new_listing(symbol: str) -> InstrumentSpec:
     Raises:
         ConfigurationError: the symbol does not end in a known quote asset.
     """
-    for quote in _QUOTES:
-        base = symbol.removesuffix(quote)
-        if base != symbol and base.isalnum() and base.isupper():
-            return InstrumentSpec(symbol, base, quote, 10_000, 4, 1)
-    msg = f"cannot list {symbol!r}: expected capital letters and digits that end in one of {', '.join(_QUOTES)}"
-    raise ConfigurationError(msg)
+    base, quote = split_symbol(symbol)
+    return InstrumentSpec(symbol, base, quote, 10_000, 4, 1)

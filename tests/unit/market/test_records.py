@@ -11,17 +11,19 @@ from confluent_kafka import Message
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.errors import DecodeError
 from streamforge.events import Command, ProcessEvent
-from streamforge.market.records import Bar, DeadLetter, MarketGap, Trade, raw_record
+from streamforge.market.records import Bar, DeadLetter, MarketGap, Trade, VenueBar, raw_record
 from streamforge.settings import Settings
 from streaming.processors.types import ChangelogRecord
 
 STRUCTS: dict[str, type[msgspec.Struct]] = {
     "trades": Trade,
     "bars": Bar,
+    "venue-bars": VenueBar,
     "market-gaps": MarketGap,
     "raw-trades.dlq": DeadLetter,
     "parser-changelog": ChangelogRecord,
     "bars-changelog": ChangelogRecord,
+    "history-parser-changelog": ChangelogRecord,
     "queue-events": ProcessEvent,
     "queue-control": Command,
 }

@@ -26,7 +26,7 @@ def test_config_ends_feeders_before_readers_and_the_broker_last(tmp_path: Path) 
     programs = {name.removeprefix("program:"): config[name] for name in config.sections() if name.startswith("program")}
     # The library ends the highest priority first.
     order = sorted(programs, key=lambda name: -int(programs[name]["priority"]))
-    assert order == ["simulator", "loader", "parser", "bars", "writer", "broker"]
+    assert order == ["simulator", "loader", "parser", "bars", "history-parser", "writer", "broker"]
     assert [name for name, program in programs.items() if program["autostart"] == "true"] == ["broker"]
     assert {program["exitcodes"] for program in programs.values()} == {"0,2,3"}
     command = shlex.split(programs["writer"]["command"].replace("%%", "%"))
