@@ -18,6 +18,7 @@
     │   ├── PermanentSourceError      a retry cannot help
     │   └── RetentionGapError         offsets below the log start were asked for
     ├── ProcessError                  a process of the platform did not start, or ended
+    ├── NotEnoughDataError            a model was asked for and there are too few bars
     └── DataQualityError              a check's result, not a crash
 
 A message says what, where (topic-partition, offset, table snapshot), expected and found, and what to do.
@@ -121,6 +122,10 @@ class RetentionGapError(SourceError):
 
 class ProcessError(StreamForgeError):
     """A process of the platform did not start, or ended when it should run."""
+
+
+class NotEnoughDataError(StreamForgeError):
+    """Too few bars to train a model or to evaluate it; the message says how many there are and are needed."""
 
 
 class DataQualityError(StreamForgeError):

@@ -70,6 +70,9 @@ class Settings(BaseSettings):
         "A cluster needs its memory, cores and S3 keys here.",
     )
     dagster: bool = Field(True, description="Whether `up` runs Dagster too: its UI, schedules, sensors and runs.")
+    mlflow_uri: str | None = Field(
+        None, description="MLflow tracking and registry URI. Unset: SQLite and a folder under `home`."
+    )
     recordings_dir: Path | None = Field(
         None, description="Folder with recorded market data (has ws_binance/). Unset: the synthetic market is used."
     )

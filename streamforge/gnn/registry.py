@@ -1,0 +1,241 @@
+"""The model registry: MLflow, on SQLite and a folder under the home unless a setting names a server.
+
+A version holds the model artifact, and as tags which table snapshots it was trained on. Two aliases: `challenger`
+is the latest version that was trained, `champion` the one that forecasts. Only `promote` moves the champion.
+
+MLflow is used as a store: no autologging, no telemetry, no look at git, no package index.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from filelock import FileLock
+
+from streamforge.errors import ConfigurationError
+from streamforge.gnn.forecast import InstrumentForecast, forecast
+from streamforge.gnn.libraries import require_libraries
+from streamforge.gnn.training import TrainedModel, load_model, save_model
+from streamforge.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+MODEL_NAME = "volatility"
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+SNAPSHOT_TAG = "table_snapshot."
+"""A version's tag `table_snapshot.<table>` is the id of the table snapshot that it was trained on."""
+
+_LOCK_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """A version of the model, ready to forecast.
+
+    Args:
+        version: in the registry.
+        model: what it is.
+    """
+
+    version: str
+    model: TrainedModel
+
+    @property
+    def interval_ns(self) -> int:
+        """Return the length of the intervals that it forecasts."""
+        return self.model.interval_ns
+
+    @property
+    def history_intervals(self) -> int:
+        """Return the intervals that a forecast looks back; with fewer it is made of what there is."""
+        return self.model.recipe.history_intervals
+
+    def predict(self, bars: pa.Table) -> list[InstrumentForecast]:
+        """Forecast the interval after the last one in `bars`; see `forecast`."""
+        return forecast(self.model, bars)
+
+
+def champion_version(settings: Settings) -> str | None:
+    """Return the version that is champion, None where there is none; cheap enough to ask every few seconds."""
+    return alias_version(settings, CHAMPION)
+
+
+def load_champion(settings: Settings) -> Champion | None:
+    """Load the champion, None where there is none.
+
+    Raises:
+        ConfigurationError: the registry or the artifact cannot be read, or libraries are missing.
+    """
+    version = champion_version(settings)
+    return None if version is None else Champion(version, load_version(settings, version))
+
+
+def alias_version(settings: Settings, alias: str) -> str | None:
+    """Return the version that an alias names, None where it names none.
+
+    Raises:
+        ConfigurationError: the registry cannot be read, or libraries are missing.
+    """
+    if not _exists(settings):
+        return None
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        aliases: Mapping[str, object] = _client(settings).get_registered_model(MODEL_NAME).aliases
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise _unreadable(settings, error) from error
+    return str(aliases[alias]) if alias in aliases else None
+
+
+def load_version(settings: Settings, version: str) -> TrainedModel:
+    """Load one version of the model.
+
+    Raises:
+        ConfigurationError: there is no such version, or its artifact cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return load_model(artifact_of(settings, version, Path(folder)))
+
+
+def artifact_of(settings: Settings, version: str, folder: Path) -> Path:
+    """Copy the model artifact of a version into `folder` and return where it lies.
+
+    Raises:
+        ConfigurationError: there is no such version, or the registry cannot be read.
+    """
+    require_libraries()
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    client = _client(settings)
+    try:
+        run_id = client.get_model_version(MODEL_NAME, version).run_id
+        return Path(client.download_artifacts(run_id, "", str(folder)))
+    except (MlflowException, OSError) as error:
+        raise _unreadable(settings, error) from error
+
+
+def trained_on(settings: Settings, version: str) -> dict[str, int]:
+    """Return the table snapshot ids that a version was trained on, by table."""
+    found: ModelVersion = _client(settings).get_model_version(MODEL_NAME, version)
+    return {
+        name.removeprefix(SNAPSHOT_TAG): int(value)
+        for name, value in found.tags.items()
+        if name.startswith(SNAPSHOT_TAG)
+    }
+
+
+def register(
+    settings: Settings,
+    model: TrainedModel,
+    *,
+    table_snapshots: Mapping[str, int],
+    tags: Mapping[str, str],
+    files: Mapping[str, bytes],
+) -> str:
+    """Store a trained model as a new version, make it the challenger, and return the version.
+
+    Args:
+        settings: where the registry is.
+        model: the model.
+        table_snapshots: table snapshot ids that it was trained on, by table.
+        tags: what else to say of the version.
+        files: further files of the artifact, by name.
+    """
+    client = _client(settings)
+    run = client.create_run(_experiment(client, settings), tags=dict(tags), run_name=MODEL_NAME)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder))
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        client.log_artifacts(run.info.run_id, folder)
+    client.set_terminated(run.info.run_id)
+    _ensure_model(client)
+    pinned = {f"{SNAPSHOT_TAG}{table}": str(snapshot) for table, snapshot in table_snapshots.items()}
+    version = str(
+        client.create_model_version(
+            MODEL_NAME, source=run.info.artifact_uri, run_id=run.info.run_id, tags={**tags, **pinned}
+        ).version
+    )
+    client.set_registered_model_alias(MODEL_NAME, CHALLENGER, version)
+    return version
+
+
+def log_metrics(settings: Settings, version: str, metrics: Mapping[str, float]) -> None:
+    """Write figures of a version beside it."""
+    client = _client(settings)
+    run_id = client.get_model_version(MODEL_NAME, version).run_id
+    for name, value in metrics.items():
+        client.log_metric(run_id, name, value)
+
+
+def promote(settings: Settings, version: str) -> None:
+    """Make a version the champion; it is no challenger any more."""
+    client = _client(settings)
+    client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
+    if alias_version(settings, CHALLENGER) == version:
+        client.delete_registered_model_alias(MODEL_NAME, CHALLENGER)
+
+
+def registry_uri(settings: Settings) -> str:
+    """Return the MLflow URI, with the embedded default filled in."""
+    return settings.mlflow_uri or f"sqlite:///{_folder(settings) / 'mlflow.db'}"
+
+
+def _folder(settings: Settings) -> Path:
+    return settings.home_path / "mlflow"
+
+
+def _exists(settings: Settings) -> bool:
+    """Return whether there can be a registry: nobody who asks for a champion makes one."""
+    return settings.mlflow_uri is not None or (_folder(settings) / "mlflow.db").is_file()
+
+
+def _client(settings: Settings) -> MlflowClient:
+    require_libraries()
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient  # noqa: PLC0415
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    uri = registry_uri(settings)
+    _folder(settings).mkdir(parents=True, exist_ok=True)
+    try:
+        # MLflow creates its tables on the first use; two processes at once would both do so.
+        with FileLock(_folder(settings) / "mlflow.lock", timeout=_LOCK_TIMEOUT_S):
+            return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except MlflowException as error:
+        raise _unreadable(settings, error) from error
+
+
+def _experiment(client: MlflowClient, settings: Settings) -> str:
+    found = client.get_experiment_by_name(MODEL_NAME)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None if settings.mlflow_uri else (_folder(settings) / "artifacts").as_uri()
+    return str(client.create_experiment(MODEL_NAME, artifact_location=location))
+
+
+def _ensure_model(client: MlflowClient) -> None:
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        client.create_registered_model(MODEL_NAME)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _unreadable(settings: Settings, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"the model registry {registry_uri(settings)} cannot be read: {error}. Check STREAMFORGE_MLFLOW_URI"
+    )
