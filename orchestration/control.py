@@ -1,11 +1,124 @@
-"""Control of the always-on processes from Dagster: observed consumers, jobs that tell them, a sensor that warns."""
+"""Control of the always-on processes: observed consumers, jobs that tell them what to do, a sensor that warns.
+
+Everything goes through `queue-events` and `queue-control`; no process waits for Dagster.
+"""
 
 import dagster as dg
+import msgspec
+from pydantic import Field
 
+from assets.catalogue import PLATFORM_RESOURCE, platform_of
+from assets.consumers import (
+    ALIVE,
+    CONSUMERS,
+    KINDS,
+    alive,
+    consumer_checks,
+    judgements,
+    observable_consumers,
+)
 from streamforge.contracts import Contracts
+from streamforge.errors import StreamForgeError
+from streamforge.events import CommandKind
+from streamforge.supervision import send_command, wait_for_answer
+
+ISSUED_BY = "dagster"
+ORDERS = {
+    CommandKind.PAUSE: "Let processes stand still where they are; kept: who is started later is paused too.",
+    CommandKind.RESUME: "Let paused processes go on.",
+    CommandKind.STOP: "End processes in good order with exit code 0; `streamforge up` does not start them again.",
+}
+_SENSOR_INTERVAL_S = 30
+_Cursor = dict[str, bool]
+
+
+class Tell(dg.Config):
+    """Whom to tell, and how long to wait for the answer."""
+
+    target: str = Field(
+        description="A kind (writer), a slot (writer/0), a process id as consumers/<kind> shows it, or * for all."
+    )
+    wait_s: float = Field(15.0, gt=0, description="Seconds to wait for the first answer; without one the run fails.")
 
 
 def definitions(contracts: Contracts) -> dg.Definitions:
-    """Return what Dagster has to see and steer the consumers."""
-    del contracts
-    return dg.Definitions()
+    """Return the consumers, observed every five minutes, the jobs that tell them, and the sensor that warns."""
+    observe = dg.define_asset_job(
+        "observe_consumers",
+        selection=dg.AssetSelection.groups(CONSUMERS),
+        description="Record state and lag of every consumer, and whether each is alive.",
+        executor_def=dg.in_process_executor,
+    )
+    return dg.Definitions(
+        assets=[observable_consumers(contracts)],
+        asset_checks=[consumer_checks()],
+        jobs=[observe, *(_job(order, text) for order, text in ORDERS.items())],
+        schedules=[
+            dg.ScheduleDefinition(
+                job=observe, cron_schedule="*/5 * * * *", default_status=dg.DefaultScheduleStatus.RUNNING
+            )
+        ],
+        sensors=[stuck_consumers],
+    )
+
+
+@dg.sensor(
+    minimum_interval_seconds=_SENSOR_INTERVAL_S,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    required_resource_keys={PLATFORM_RESOURCE},
+)
+def stuck_consumers(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """Fail the check `alive` of a consumer that is silent, stuck or has failed; pass it once it is well again.
+
+    No run is started for it. Each tick says in its skip reason who is ill; a check is written when it changes.
+    """
+    platform = context.resources.platform
+    found = judgements(platform.settings, platform.contracts)
+    known = msgspec.json.decode(context.cursor, type=_Cursor) if context.cursor else {}
+    results = {each: alive(each, found[each.kind]) for each in KINDS if each.kind in found}
+    ill = [str(result.description) for result in results.values() if not result.passed]
+    return dg.SensorResult(
+        skip_reason="; ".join(ill) or f"{len(results)} kinds of consumers speak and get on",
+        cursor=msgspec.json.encode(known | {each.kind: result.passed for each, result in results.items()}).decode(),
+        asset_events=[
+            _evaluation(each.key, result) for each, result in results.items() if known.get(each.kind) != result.passed
+        ],
+    )
+
+
+def _job(order: CommandKind, text: str) -> dg.JobDefinition:
+    @dg.op(name=f"tell_to_{order}", description=text, required_resource_keys={PLATFORM_RESOURCE})
+    def tell(context: dg.OpExecutionContext, config: Tell) -> None:
+        _tell(context, order, config)
+
+    @dg.job(name=str(order), description=text, executor_def=dg.in_process_executor)
+    def job() -> None:
+        tell()
+
+    return job
+
+
+def _tell(context: dg.OpExecutionContext, order: CommandKind, config: Tell) -> None:
+    """Send the command and wait until one process answers; its words become the run's metadata."""
+    settings, contracts = platform_of(context)
+    try:
+        sent = send_command(settings, contracts, target=config.target, command=order, issued_by=ISSUED_BY)
+        context.log.info("told %s: %s (command %s)", config.target, order, sent.command_id)
+        event = wait_for_answer(settings, contracts, sent, timeout_s=config.wait_s)
+    except StreamForgeError as error:
+        kept = " The wish is kept: who is started later obeys it" if order is not CommandKind.STOP else ""
+        raise dg.Failure(f"{error}.{kept}", allow_retries=False) from error
+    context.log.info("%s answered: %s %s", event.process_id, event.state, event.detail)
+    context.add_output_metadata(
+        {"process": event.process_id, "state": str(event.state), "detail": event.detail, "command_id": sent.command_id}
+    )
+
+
+def _evaluation(key: dg.AssetKey, result: dg.AssetCheckResult) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=key,
+        check_name=ALIVE,
+        passed=result.passed,
+        metadata=result.metadata,
+        description=result.description,
+    )

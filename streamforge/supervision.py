@@ -15,7 +15,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -348,10 +348,14 @@ def wait_for_answer(
     raise RetryableSourceError(msg)
 
 
-def read_process_states(
-    settings: Settings, contracts: Contracts, *, within_s: float = 86_400.0, now_ns: int | None = None
-) -> dict[str, ProcessEvent]:
-    """Return the latest event of each process that said something in the last `within_s` seconds, by process id."""
+def read_events(
+    settings: Settings, contracts: Contracts, *, within_s: float, now_ns: int | None = None
+) -> Iterator[ProcessEvent]:
+    """Yield what the processes said in the last `within_s` seconds: each process in the order of its words.
+
+    Raises:
+        RetryableSourceError: the broker does not answer.
+    """
     topic = topic_of(contracts, EVENTS_CONTRACT)
     since_ms = (time.time_ns() if now_ns is None else now_ns) // 1_000_000 - int(within_s * 1000)
     partitions = _partitions(topic)
@@ -359,12 +363,19 @@ def read_process_states(
     first = log_starts(settings, partitions)
     found = offsets_since(settings, partitions, max(since_ms, 0))
     starts = {item: ends[item] if offset is None else max(offset, first[item]) for item, offset in found.items()}
-    states: dict[str, ProcessEvent] = {}
     for messages in read_range(settings, starts, ends):
-        for event in _events(messages):
-            known = states.get(event.process_id)
-            if known is None or event.ts_ns >= known.ts_ns:
-                states[event.process_id] = event
+        yield from _events(messages)
+
+
+def read_process_states(
+    settings: Settings, contracts: Contracts, *, within_s: float = 86_400.0, now_ns: int | None = None
+) -> dict[str, ProcessEvent]:
+    """Return the latest event of each process that said something in the last `within_s` seconds, by process id."""
+    states: dict[str, ProcessEvent] = {}
+    for event in read_events(settings, contracts, within_s=within_s, now_ns=now_ns):
+        known = states.get(event.process_id)
+        if known is None or event.ts_ns >= known.ts_ns:
+            states[event.process_id] = event
     return states
 
 
