@@ -1,21 +1,22 @@
 """Streams and tables, one asset each, made from the contracts.
 
 Nothing here runs the data plane: the consumers do. Dagster observes what they wrote, so every asset is
-external, and an observation records where it stands: offsets and records of a stream, rows and the table
-snapshot of a table.
+external, and an observation records where it stands: offsets of a stream and the lag of each of its consumers,
+rows, table snapshot and newest event of a table.
 """
 
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import dagster as dg
 
+from assets.failures import clear_failures
 from streamforge.contracts import Contract, Contracts
-from streamforge.kafka import admin_client, describe_topics
-from streamforge.lakehouse.catalog import load_table, open_catalog
-from streamforge.log_reader import log_starts, stable_ends
-from streamforge.offsets import TopicPartition
+from streamforge.errors import ConfigurationError
+from streamforge.lakehouse.catalog import open_catalog
+from streamforge.lakehouse.observation import StreamState, TableState, look_at_streams, look_at_table
 from streamforge.settings import Settings
 from streamforge.supervision import topic_of
 
@@ -58,55 +59,43 @@ def table_specs(contracts: Contracts) -> list[dg.AssetSpec]:
 
 
 def observable_streams(contracts: Contracts) -> dg.AssetsDefinition:
-    """Return the streams with an observation that tells log start, end offsets and records of each."""
+    """Return the streams with an observation that tells end offsets, retained records and the lag of each consumer."""
 
     def observe_streams(context: dg.OpExecutionContext) -> Iterator[dg.ObserveResult]:
         settings, known = platform_of(context)
         wanted = [item for item in known.with_topic if stream_key(item) in context.selected_asset_keys]
-        found = describe_topics(admin_client(settings), [topic_of(known, item.id).name for item in wanted])
+        with clear_failures():
+            states = look_at_streams(settings, known, wanted)
         for contract in wanted:
-            name = topic_of(known, contract.id).name
-            if name not in found:
+            if contract.id in states:
+                yield _stream_observation(contract, states[contract.id])
+            else:
+                name = topic_of(known, contract.id).name
                 context.log.warning("topic %s does not exist; run `streamforge contracts apply`", name)
-                continue
-            partitions = [TopicPartition(name, number) for number in range(found[name].partitions)]
-            starts, ends = log_starts(settings, partitions), stable_ends(settings, partitions)
-            yield dg.ObserveResult(
-                asset_key=stream_key(contract),
-                data_version=dg.DataVersion(f"{found[name].topic_id}:{sum(ends.values())}"),
-                metadata={
-                    "topic_id": found[name].topic_id,
-                    "topic_partitions": len(partitions),
-                    "retained_offsets": sum(ends.values()) - sum(starts.values()),
-                    "end_offsets": {str(item.partition): offset for item, offset in sorted(ends.items())},
-                },
-            )
 
     return observable("observe_streams", stream_specs(contracts), observe_streams)
 
 
 def observable_tables(contracts: Contracts) -> dg.AssetsDefinition:
-    """Return the tables with an observation that tells rows and table snapshot of each."""
+    """Return the tables with an observation that tells rows, table snapshot and newest event of each."""
 
     def observe_tables(context: dg.OpExecutionContext) -> Iterator[dg.ObserveResult]:
         settings, known = platform_of(context)
-        catalog = open_catalog(settings)
-        for contract in known.with_table:
-            if table_key(contract) not in context.selected_asset_keys:
-                continue
-            table = load_table(catalog, settings, contract)
-            snapshot = table.current_snapshot()
-            summary = snapshot.summary if snapshot is not None else None
-            total_rows = int(summary["total-records"] or 0) if summary is not None else 0
-            yield dg.ObserveResult(
-                asset_key=table_key(contract),
-                data_version=dg.DataVersion(str(snapshot.snapshot_id if snapshot is not None else None)),
-                metadata={
-                    "dagster/row_count": total_rows,
-                    "table_snapshot": str(snapshot.snapshot_id) if snapshot is not None else "none",
-                    "location": dg.MetadataValue.path(table.location()),
-                },
-            )
+        missing = []
+        with clear_failures():
+            catalog = open_catalog(settings)
+            for contract in known.with_table:
+                if table_key(contract) not in context.selected_asset_keys:
+                    continue
+                try:
+                    state = look_at_table(catalog, settings, contract)
+                except ConfigurationError as error:
+                    missing.append(str(error))
+                else:
+                    yield _table_observation(contract, state)
+            if missing:
+                # Only now: one absent table must not hide the others.
+                raise ConfigurationError("; ".join(missing))
 
     return observable("observe_tables", table_specs(contracts), observe_tables)
 
@@ -130,6 +119,42 @@ def platform_of(context: dg.OpExecutionContext) -> tuple[Settings, Contracts]:
     """Return the values of the resource `platform`."""
     platform = getattr(context.resources, PLATFORM_RESOURCE)
     return platform.settings, platform.contracts
+
+
+def _stream_observation(contract: Contract, state: StreamState) -> dg.ObserveResult:
+    return dg.ObserveResult(
+        asset_key=stream_key(contract),
+        data_version=dg.DataVersion(f"{state.topic.topic_id}:{sum(state.ends.values())}"),
+        metadata={
+            "topic": state.topic.topic,
+            "topic_id": state.topic.topic_id,
+            "topic_partitions": len(state.ends),
+            "retained_offsets": state.retained,
+            "end_offsets": {str(number): offset for number, offset in sorted(state.ends.items())},
+            **{f"lag/{consumer.replace(' ', '_')}": records for consumer, records in state.lag.items()},
+        },
+    )
+
+
+def _table_observation(contract: Contract, state: TableState) -> dg.ObserveResult:
+    metadata: dict[str, Any] = {
+        "dagster/row_count": state.rows,
+        "dagster/table_name": state.name,
+        "table_snapshot": str(state.snapshot_id) if state.snapshot_id is not None else "none",
+        "table_snapshots_retained": state.snapshots,
+        "data_files": state.files,
+        "data_bytes": state.bytes,
+        "location": dg.MetadataValue.path(state.location),
+    }
+    if state.committed_at is not None:
+        metadata["committed_at"] = dg.MetadataValue.timestamp(state.committed_at)
+        metadata["committed_by"] = state.kind
+    if state.newest_event_at is not None:
+        metadata["newest_event_at"] = dg.MetadataValue.timestamp(state.newest_event_at)
+        metadata["newest_event_age_s"] = round((datetime.now(UTC) - state.newest_event_at).total_seconds(), 3)
+    return dg.ObserveResult(
+        asset_key=table_key(contract), data_version=dg.DataVersion(str(state.snapshot_id)), metadata=metadata
+    )
 
 
 def _spec(contract: Contract, key: dg.AssetKey, group: str, kinds: set[str], deps: list[dg.AssetKey]) -> dg.AssetSpec:

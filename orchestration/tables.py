@@ -1,22 +1,59 @@
-"""Streams and tables: what there is of them, and when Dagster looks at them."""
+"""Streams and tables: what there is of them, and when Dagster looks at them, checks them and mends them."""
 
 from __future__ import annotations
 
 import dagster as dg
 
+from assets.bars import BARS_BACKFILL_KEY, bars_backfill
 from assets.catalogue import STREAMS, TABLES, observable_streams, observable_tables
+from assets.checks import NEWEST_HOURS, table_checks
 from streamforge.contracts import Contracts
+
+HOURLY = dg.HourlyPartitionsDefinition(start_date="2024-01-01-00:00", timezone="UTC")
+"""Hours of event time; the oldest trades that the project knows (its recordings) are of 2024."""
+
+_LATE_ENOUGH_MINUTE = 20
+"""Of the next hour: out-of-orderness and allowed lateness have passed, and the bars have landed."""
+
+_CHECKED_HOURS = 24.0
 
 
 def definitions(contracts: Contracts) -> dg.Definitions:
-    """Return the streams and tables of `contracts`, observed every five minutes."""
+    """Return the streams and tables of `contracts`, with jobs and schedules that observe, check and mend them."""
     observe = dg.define_asset_job(
         "observe",
         selection=dg.AssetSelection.groups(STREAMS, TABLES),
-        description="Record where every stream and table stands: offsets, rows, table snapshot.",
+        description="Record where every stream and table stands: offsets and lag, rows and table snapshot.",
     )
+    mend_bars = dg.define_asset_job(
+        "bars_backfill",
+        selection=dg.AssetSelection.assets(BARS_BACKFILL_KEY),
+        description="Build the bars of past hours again from the trades; land those that are missing or different.",
+    )
+    checks = table_checks(contracts)
+    quality = dg.define_asset_job(
+        "quality",
+        selection=dg.AssetSelection.checks(*checks),
+        description="Check every table against the quality rules of its contract, and how fresh each instrument is.",
+    )
+    newest = {"ops": {item.node_def.name: {"config": {NEWEST_HOURS: _CHECKED_HOURS}} for item in checks}}
     return dg.Definitions(
-        assets=[observable_streams(contracts), observable_tables(contracts)],
-        jobs=[observe],
-        schedules=[dg.ScheduleDefinition(job=observe, cron_schedule="*/5 * * * *")],
+        assets=[observable_streams(contracts), observable_tables(contracts), bars_backfill(contracts, HOURLY)],
+        asset_checks=checks,
+        jobs=[observe, mend_bars, quality],
+        schedules=[
+            dg.ScheduleDefinition(
+                job=observe, cron_schedule="*/5 * * * *", default_status=dg.DefaultScheduleStatus.RUNNING
+            ),
+            dg.ScheduleDefinition(
+                job=quality,
+                cron_schedule="40 * * * *",
+                run_config=newest,
+                description=f"Of each table the newest {_CHECKED_HOURS:g} hours; start the job by hand for every row.",
+                default_status=dg.DefaultScheduleStatus.RUNNING,
+            ),
+            dg.build_schedule_from_partitioned_job(
+                mend_bars, minute_of_hour=_LATE_ENOUGH_MINUTE, default_status=dg.DefaultScheduleStatus.RUNNING
+            ),
+        ],
     )

@@ -115,7 +115,7 @@ def ask(settings: Settings, contracts: Contracts, text: str, *, limit_rows: int)
     Raises:
         ConfigurationError: the statement is wrong, or a table cannot be read; names the tables that there are.
     """
-    duckdb = _duckdb()
+    duckdb = duckdb_module()
     catalog = open_catalog(settings)
     sources = list(_sources(catalog, settings, contracts))
     with duckdb.connect(
@@ -132,7 +132,7 @@ def ask(settings: Settings, contracts: Contracts, text: str, *, limit_rows: int)
             raise ConfigurationError(msg) from error
 
 
-def _duckdb() -> Any:
+def duckdb_module() -> Any:
     """Return the module; it belongs to a dependency group that the data plane runs without."""
     try:
         import duckdb  # noqa: PLC0415
@@ -183,15 +183,15 @@ def _define(connection: duckdb.DuckDBPyConnection, catalog: Catalog, sources: li
     # Namespace of the contracts first: its tables are found by their name alone where others have the same.
     namespaces = dict.fromkeys(item.namespace for item in sorted(sources, key=lambda item: item.contract is None))
     for namespace in namespaces:
-        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(namespace)}")
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(namespace)}")
     for source in mentioned or sources:
-        relation = f"{_quoted(source.namespace)}.{_quoted(source.name)}"
+        relation = f"{quoted(source.namespace)}.{quoted(source.name)}"
         _define_table(connection, source.load(catalog), relation)
         if source.contract is not None and source.view is not None:
-            view = f"{_quoted(source.namespace)}.{_quoted(source.view)}"
+            view = f"{quoted(source.namespace)}.{quoted(source.view)}"
             connection.execute(f"CREATE VIEW {view} AS {latest_sql(source.contract, relation)}")
     if namespaces:
-        connection.execute(f"SET search_path = {_text(','.join(_quoted(item) for item in namespaces))}")
+        connection.execute(f"SET search_path = {sql_text(','.join(quoted(item) for item in namespaces))}")
 
 
 def _define_table(connection: duckdb.DuckDBPyConnection, table: Table, relation: str) -> None:
@@ -202,16 +202,16 @@ def _define_table(connection: duckdb.DuckDBPyConnection, table: Table, relation:
     if None in types.values() or None in paths:
         name = f"rows of {relation}"
         connection.register(name, table.scan().to_arrow())
-        connection.execute(f"CREATE VIEW {relation} AS SELECT * FROM {_quoted(name)}")  # noqa: S608
+        connection.execute(f"CREATE VIEW {relation} AS SELECT * FROM {quoted(name)}")  # noqa: S608
     elif not paths:
-        columns = ", ".join(f"NULL::{types[field.field_id]} AS {_quoted(field.name)}" for field in fields)
+        columns = ", ".join(f"NULL::{types[field.field_id]} AS {quoted(field.name)}" for field in fields)
         connection.execute(f"CREATE VIEW {relation} AS SELECT {columns} WHERE false")
     else:
         schema = ", ".join(
-            f"{field.field_id}: {{name: {_text(field.name)}, type: '{types[field.field_id]}', default_value: NULL}}"
+            f"{field.field_id}: {{name: {sql_text(field.name)}, type: '{types[field.field_id]}', default_value: NULL}}"
             for field in fields
         )
-        files = ", ".join(_text(str(path)) for path in paths)
+        files = ", ".join(sql_text(str(path)) for path in paths)
         reader = f"read_parquet([{files}], schema = MAP {{{schema}}}, hive_partitioning = false)"
         connection.execute(f"CREATE VIEW {relation} AS SELECT * FROM {reader}")  # noqa: S608
 
@@ -239,9 +239,11 @@ def _first_rows(reader: pa.RecordBatchReader, limit_rows: int) -> Answer:
     return Answer(tuple(reader.schema.names), rows[:limit_rows], len(rows) > limit_rows)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a name as SQL spells it."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def _text(value: str) -> str:
+def sql_text(value: str) -> str:
+    """Return a text as SQL spells it."""
     return "'" + value.replace("'", "''") + "'"
