@@ -7,8 +7,10 @@ offset below its `next_offset` once, and nothing else.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ from streamforge.settings import Settings
 IDENTITY = SourceIdentity("market-gaps", "topic-id", "cluster-id")
 RECREATED = SourceIdentity(IDENTITY.topic, "another-topic-id", IDENTITY.cluster_id)
 _CONTRACT = "market-gaps"
+
+
+class NotExactError(AssertionError):
+    """Offsets are lost or doubled."""
 
 
 class Writer:
@@ -53,9 +59,13 @@ class Writer:
 
     def land(self, *ends: int, rows: bool = True) -> commit.Committed:
         """Land the offsets of partition 0, 1, ... up to `ends`; without `rows` only the positions move."""
+        return self.land_up_to(dict(enumerate(ends)), rows=rows)
+
+    def land_up_to(self, ends: Mapping[int, int], *, rows: bool = True) -> commit.Committed:
+        """Land the offsets of the partitions named, up to their ends."""
         claimed = self.claimed
         assert claimed is not None
-        moves = {p: Move(self.ends[p], end, claimed.owner_epochs[p]) for p, end in enumerate(ends)}
+        moves = {p: Move(self.ends[p], end, claimed.owner_epochs[p]) for p, end in ends.items()}
         offsets = [(p, offset) for p, move in moves.items() for offset in range(move.start, move.end)]
         files = commit.write_data_files(self.table, self.rig.rows(offsets)) if rows else []
         batch = Batch(self.owner, claimed.identity, claimed.epoch, moves, {})
@@ -63,7 +73,7 @@ class Writer:
         summary = {commit.RANGES_KEY: json.dumps(ranges)}
         committed = commit.commit_batch(self.table, batch, added=files, summary=summary, deadline_s=20)
         self.table = committed.table
-        self.ends = dict(enumerate(ends))
+        self.ends |= ends
         return committed
 
     def restart(self) -> Writer:
@@ -79,6 +89,18 @@ class Rig:
         self.contract = load_contracts(self.settings.contracts_dir)[_CONTRACT]
         self.catalog: Catalog = open_catalog(self.settings)
         ensure_table(self.catalog, self.settings, self.contract)
+        self.not_refused: list[str] = []
+
+    @contextmanager
+    def refuses(self, kind: type[Exception], match: str = "") -> Iterator[None]:
+        """Go on when the block is refused, as the code must do, and also when it is not, to see what comes of it."""
+        try:
+            yield
+        except kind as error:
+            if not re.search(match, str(error)):
+                raise
+        else:
+            self.not_refused.append(kind.__name__)
 
     def fresh(self) -> Table:
         """Load the table as another process does."""
@@ -108,10 +130,14 @@ class Rig:
         return Counter((p, o) for p, o in pairs if o >= 0)
 
     def assert_exact(self, *ends: int) -> None:
-        """Check that positions are at `ends` and that every offset below is there once."""
+        """Check that every offset below `ends` is there once, and that the positions say so."""
+        wanted = Counter((p, offset) for p, end in enumerate(ends) for offset in range(end))
+        found = self.content()
+        if found != wanted:
+            msg = f"lost: {sorted(wanted - found)}, doubled: {sorted(found - wanted)}"
+            raise NotExactError(msg)
         state = commit.view_of(self.fresh()).state
         assert state.next_offsets(max(state.sources)) == dict(enumerate(ends))
-        assert self.content() == Counter((p, offset) for p, end in enumerate(ends) for offset in range(end))
 
     # What others do
 
