@@ -162,12 +162,6 @@ def walk_forward(
     return Walk(tested, labels, {name: np.concatenate(parts) for name, parts in found.items()})
 
 
-def with_model(walk: Walk, name: str, model: TrainedModel, features: FeatureSet, graphs: MarketGraphs) -> Walk:
-    """Add the predictions of a model that was trained before, as it is."""
-    predictions = {**walk.predictions, name: model.predict(features, graphs, walk.rows)}
-    return Walk(walk.rows, walk.labels, predictions)
-
-
 def scores_of(walk: Walk, where: BoolArray | None = None) -> dict[str, Score]:
     """Judge every model on the places that all of them predicted.
 
@@ -209,6 +203,22 @@ def score(labels: FloatArray, predicted: FloatArray) -> Score:
 _LOG_LIMIT = 50.0
 
 
+class ChampionComparison(msgspec.Struct, frozen=True):
+    """Challenger and champion on rows that are new to the champion.
+
+    Args:
+        version: of the champion.
+        new_rows: tested rows whose features begin after the champion's training and the embargo.
+        needed_rows: how many there must be.
+        scores: over those rows; empty where there are too few.
+    """
+
+    version: str
+    new_rows: int
+    needed_rows: int
+    scores: Mapping[str, Score]
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """Whether a challenger may become champion, and why."""
 
@@ -216,25 +226,59 @@ class Verdict(msgspec.Struct, frozen=True):
     reason: str
 
 
-def judge(scores: Mapping[str, Score], against_champion: Mapping[str, Score] | None) -> Verdict:
+def compare_with_champion(
+    walk: Walk,
+    champion: TrainedModel,
+    features: FeatureSet,
+    graphs: MarketGraphs,
+    config: WalkConfig,
+    *,
+    version: str,
+    trained_until_ns: int,
+) -> ChampionComparison:
+    """Judge the champion, as it is, and the challenger's walk on the rows that are new to the champion.
+
+    Args:
+        walk: of the challenger.
+        champion: made from features of the same names and intervals.
+        features: of the walk.
+        graphs: of the walk.
+        config: of the walk.
+        version: of the champion.
+        trained_until_ns: end of the last label that the champion was trained on.
+    """
+    since_ns = trained_until_ns + config.embargo * features.interval_ns
+    new = features.label_start_ns[walk.rows] >= since_ns
+    count = int(new.sum())
+    scores: Mapping[str, Score] = {}
+    if count >= config.least_test:
+        predictions = {**walk.predictions, ModelName.CHAMPION: champion.predict(features, graphs, walk.rows)}
+        scores = scores_of(Walk(walk.rows, walk.labels, predictions), new)
+    return ChampionComparison(version, count, config.least_test, scores)
+
+
+def judge(scores: Mapping[str, Score], champion: ChampionComparison | None) -> Verdict:
     """Decide on promotion: the graph model must beat every baseline, and not be worse than the champion.
 
     Args:
         scores: over the whole walk.
-        against_champion: over the rows that the champion has not been trained on; None without a champion.
+        champion: None without a champion that forecasts the same.
     """
     graph = scores[ModelName.GRAPH]
     best = min(BASELINES, key=lambda name: scores[name].rmse)
+    compared = f"rmse {graph.rmse:.4f}, best baseline {best} {scores[best].rmse:.4f}"
     if graph.rmse >= scores[best].rmse:
-        return Verdict(
-            passed=False, reason=f"{best} has rmse {scores[best].rmse:.4f}, the graph model {graph.rmse:.4f}"
-        )
-    beaten = f"rmse {graph.rmse:.4f}, best baseline {best} {scores[best].rmse:.4f}"
-    if against_champion is None:
-        return Verdict(passed=True, reason=f"{beaten}; there was no champion")
-    ours, theirs = against_champion[ModelName.GRAPH].rmse, against_champion[ModelName.CHAMPION].rmse
-    compared = f"on rows new to the champion: challenger {ours:.4f}, champion {theirs:.4f}"
-    return Verdict(passed=ours <= theirs, reason=f"{beaten}; {compared}")
+        return Verdict(passed=False, reason=f"the graph model does not beat every baseline: {compared}")
+    if champion is None:
+        return Verdict(passed=True, reason=f"the graph model beats every baseline: {compared}; there was no champion")
+    if not champion.scores:
+        told = f"{champion.new_rows} intervals are new to champion {champion.version}, {champion.needed_rows} needed"
+        return Verdict(passed=False, reason=f"too early to replace the champion: {told}")
+    ours, theirs = champion.scores[ModelName.GRAPH].rmse, champion.scores[ModelName.CHAMPION].rmse
+    told = (
+        f"on {champion.new_rows} intervals new to champion {champion.version}: rmse {ours:.4f}, champion {theirs:.4f}"
+    )
+    return Verdict(passed=ours <= theirs, reason=f"{compared}; {told}")
 
 
 def table_of(scores: Mapping[str, Score]) -> str:

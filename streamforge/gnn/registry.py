@@ -125,12 +125,17 @@ def artifact_of(settings: Settings, version: str, folder: Path) -> Path:
         raise _unreadable(settings, error) from error
 
 
+def version_tags(settings: Settings, version: str) -> dict[str, str]:
+    """Return what is said of a version."""
+    found: ModelVersion = _client(settings).get_model_version(MODEL_NAME, version)
+    return dict(found.tags)
+
+
 def trained_on(settings: Settings, version: str) -> dict[str, int]:
     """Return the table snapshot ids that a version was trained on, by table."""
-    found: ModelVersion = _client(settings).get_model_version(MODEL_NAME, version)
     return {
         name.removeprefix(SNAPSHOT_TAG): int(value)
-        for name, value in found.tags.items()
+        for name, value in version_tags(settings, version).items()
         if name.startswith(SNAPSHOT_TAG)
     }
 

@@ -1,0 +1,209 @@
+"""The steps of a retraining, one function each: read, train and register, evaluate. Dagster's assets call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from streamforge.contracts import Contracts
+from streamforge.gnn import registry
+from streamforge.gnn.drift import REFERENCE_FILE, DriftReference, FeatureDrift, drift_of, reference_of
+from streamforge.gnn.evaluation import (
+    ChampionComparison,
+    Score,
+    Verdict,
+    WalkConfig,
+    compare_with_champion,
+    judge,
+    scores_of,
+    usable_rows,
+    walk_forward,
+)
+from streamforge.gnn.features import FeatureConfig, FeatureSet, features_of
+from streamforge.gnn.graph import MarketGraphs
+from streamforge.gnn.history import BarsSource, find_bars, pin_reading, pin_version, read_bars, release_reading
+from streamforge.gnn.libraries import require_libraries
+from streamforge.gnn.panel import panel_of
+from streamforge.gnn.training import Recipe, train
+from streamforge.lakehouse.commit import table_name
+from streamforge.settings import Settings
+
+SOURCE_TAG = "bars_contract"
+INTERVAL_TAG = "interval_ns"
+UNTIL_TAG = "trained_until_ns"
+RECENT_INTERVALS = 168
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureHistory:
+    """Features and which table snapshot they were made from.
+
+    Args:
+        contract_id: `bars` or `venue-bars`.
+        table: name of the table.
+        snapshot_id: table snapshot that was read.
+        interval: length of the bars.
+        features: of the whole history that was read.
+    """
+
+    contract_id: str
+    table: str
+    snapshot_id: int
+    interval: str
+    features: FeatureSet
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedVersion:
+    """A version of the model that was just trained."""
+
+    version: str
+    recipe: Recipe
+    epochs: int
+    snapshot_tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How a version's recipe does in a walk forward, beside baselines and champion."""
+
+    version: str
+    tested_rows: int
+    scores: dict[str, Score]
+    champion: ChampionComparison | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class ChampionDrift:
+    """How far the champion's features have moved since its training; empty where there are too few bars to say."""
+
+    version: str
+    needed_intervals: int
+    features: dict[str, FeatureDrift]
+
+    @property
+    def drifted(self) -> list[str]:
+        """Return the features that have drifted."""
+        return sorted(name for name, item in self.features.items() if item.drifted)
+
+
+def read_features(
+    settings: Settings,
+    contracts: Contracts,
+    *,
+    source: BarsSource,
+    max_intervals: int,
+    reading: str,
+    config: FeatureConfig,
+    walk: WalkConfig,
+) -> FeatureHistory:
+    """Read the bars of one table snapshot, keep it from expiry, and make features.
+
+    Raises:
+        NotEnoughDataError: too few bars for a walk; says how many there are and are needed.
+    """
+    view = find_bars(settings, contracts, source)
+    pin_reading(view, reading)
+    bars = read_bars(view, max_intervals=max_intervals)
+    features = features_of(panel_of(bars, interval_ns=view.interval_ns, max_intervals=max_intervals), config)
+    usable_rows(features, walk)
+    return FeatureHistory(view.contract_id, table_name(view.table), view.snapshot_id, view.interval, features)
+
+
+def train_version(
+    settings: Settings,
+    contracts: Contracts,
+    history: FeatureHistory,
+    graphs: MarketGraphs,
+    *,
+    recipe: Recipe,
+    walk: WalkConfig,
+    reading: str,
+) -> TrainedVersion:
+    """Train on the whole history and register the result as challenger; its table snapshot is kept for good.
+
+    Raises:
+        NotEnoughDataError: too few bars.
+        ConfigurationError: libraries are missing, or the registry cannot be reached.
+    """
+    require_libraries()
+    features = history.features
+    rows = usable_rows(features, walk)
+    model = train(features, graphs, rows, recipe)
+    until_ns = int(features.label_start_ns[rows[-1]]) + features.interval_ns
+    reference = reference_of(features, rows, recent_intervals=min(RECENT_INTERVALS, len(rows) // 4))
+    version = registry.register(
+        settings,
+        model,
+        table_snapshots={history.table: history.snapshot_id},
+        tags={
+            SOURCE_TAG: history.contract_id,
+            INTERVAL_TAG: str(features.interval_ns),
+            UNTIL_TAG: str(until_ns),
+            "reading": reading,
+            "instruments": str(len(features.instruments)),
+            "seed": str(recipe.training.seed),
+        },
+        files={REFERENCE_FILE: msgspec.json.encode(reference)},
+    )
+    tag = pin_version(settings, contracts, history.contract_id, history.snapshot_id, version)
+    release_reading(settings, contracts, history.contract_id, reading)
+    return TrainedVersion(version, recipe, model.epochs, tag)
+
+
+def evaluate_version(
+    settings: Settings,
+    history: FeatureHistory,
+    graphs: MarketGraphs,
+    trained: TrainedVersion,
+    walk: WalkConfig,
+    *,
+    progress: Callable[[int, int], None],
+) -> Evaluation:
+    """Walk forward with the version's recipe, compare, and write the figures beside the version."""
+    features = history.features
+    walked = walk_forward(features, graphs, usable_rows(features, walk), trained.recipe, walk, progress=progress)
+    scores = scores_of(walked)
+    comparison = None
+    champion = registry.load_champion(settings)
+    if champion is not None and champion.interval_ns == features.interval_ns:
+        tags = registry.version_tags(settings, champion.version)
+        comparison = compare_with_champion(
+            walked,
+            champion.model,
+            features,
+            graphs,
+            walk,
+            version=champion.version,
+            trained_until_ns=int(tags[UNTIL_TAG]),
+        )
+    metrics = {f"{name}.{what}": getattr(item, what) for name, item in scores.items() for what in ("rmse", "qlike")}
+    registry.log_metrics(settings, trained.version, metrics)
+    return Evaluation(trained.version, len(walked.rows), scores, comparison, judge(scores, comparison))
+
+
+def champion_drift(settings: Settings, contracts: Contracts) -> ChampionDrift | None:
+    """Compare the latest bars with those that the champion was trained on; None without a champion.
+
+    Raises:
+        NotEnoughDataError: the bars that it was trained on are gone.
+    """
+    version = registry.champion_version(settings)
+    if version is None:
+        return None
+    tags = registry.version_tags(settings, version)
+    with TemporaryDirectory() as folder:
+        path = registry.artifact_of(settings, version, Path(folder)) / REFERENCE_FILE
+        reference = msgspec.json.decode(path.read_bytes(), type=DriftReference)
+    config = FeatureConfig()
+    interval_ns = int(tags[INTERVAL_TAG])
+    view = find_bars(settings, contracts, BarsSource(tags[SOURCE_TAG]), interval_ns=interval_ns)
+    max_intervals = reference.recent_intervals + config.history_intervals
+    bars = read_bars(view, max_intervals=max_intervals)
+    features = features_of(panel_of(bars, interval_ns=interval_ns, max_intervals=max_intervals), config)
+    return ChampionDrift(version, reference.recent_intervals, drift_of(features, reference))
