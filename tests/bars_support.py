@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import msgspec
 import pyarrow as pa
 from pyiceberg.table import Table
 
+from streamforge.contract_model import Contract
 from streamforge.lakehouse.bars_backfill import Window
+from streamforge.lakehouse.catalog import ensure_table, open_catalog
 from streamforge.lakehouse.content_hash import ContentHash, content_hash, content_schema
 from streamforge.market.bars import SourcedTrade, bars_of, latest_revision
 from streamforge.market.records import Bar, Trade
+from streamforge.settings import Settings
 from tests.pipeline_support import (
     INSTRUMENTS,
     Pipeline,
@@ -58,6 +62,24 @@ def market() -> list[Trade]:
         )
         for number, (name, ms) in enumerate(arrivals)
     ]
+
+
+def trade_row(trade: Trade, place: tuple[int, int] | None) -> dict[str, Any]:
+    """Return a trade as its row in the table; without a place it is one that a replay added."""
+    row: dict[str, Any] = msgspec.to_builtins(trade)
+    for name in ("ts_event", "ts_receive"):
+        row[name] = datetime.fromtimestamp(row[f"{name}_ns"] / 1e9, UTC)
+    row |= {"price": Decimal(trade.price), "size": Decimal(trade.size), "raw_epoch": 1}
+    partition, offset = place or (None, None)
+    row |= {"source_epoch": place and 1, "source_partition": partition, "source_offset": offset}
+    return row | {"source_index": place and 0, "commit_id": "test", "contract_version": "1"}
+
+
+def land_trades(settings: Settings, contract: Contract, trades: Iterable[Trade]) -> None:
+    """Append trades to their table without Kafka, all from one topic-partition in the order given."""
+    table = ensure_table(open_catalog(settings), settings, contract)
+    rows = [trade_row(trade, (0, number)) for number, trade in enumerate(trades)]
+    table.append(pa.Table.from_pylist(rows, schema=contract.arrow_schema))
 
 
 def stream(pipeline: Pipeline, trades: Iterable[Trade]) -> None:
