@@ -25,7 +25,7 @@ _HISTORY_NICENESS = 10
 
 @command
 def run(
-    kind: Annotated[str, typer.Argument(help="What to run: parser, bars, history-parser or writer.")],
+    kind: Annotated[str, typer.Argument(help="What to run: parser, bars, history-parser, inference or writer.")],
     *,
     slot: Annotated[str, typer.Option(help="Replica name, stable over restarts; each replica has its own.")] = "0",
     metrics_port: Annotated[
@@ -94,6 +94,14 @@ def _history_parser(contracts: Contracts, slot: str, metrics: ProcessMetrics) ->
     return TransactionalWorker(HistoryParser(settings), settings, contracts, slot=slot, metrics=metrics)
 
 
+def _inference(contracts: Contracts, slot: str, metrics: ProcessMetrics) -> Worker:
+    from streamforge.gnn.libraries import require_libraries
+    from streaming.processors.inference import InferenceSettings, InferenceWorker
+
+    require_libraries()
+    return InferenceWorker(build_settings(InferenceSettings), contracts, slot=slot, metrics=metrics)
+
+
 def _writer(contracts: Contracts, slot: str, metrics: ProcessMetrics) -> Worker:
     from streaming.writer import WriterSettings, WriterWorker
 
@@ -104,6 +112,7 @@ WORKERS: Mapping[str, Callable[[Contracts, str, ProcessMetrics], Worker]] = {
     "parser": _parser,
     "bars": _bars,
     "history-parser": _history_parser,
+    "inference": _inference,
     "writer": _writer,
 }
 """What can be run, by kind; a further processor is a further line."""

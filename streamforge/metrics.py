@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import MetricsHandler
+from prometheus_client.registry import Collector
 
 from streamforge.errors import ConfigurationError
 from streamforge.offsets import TopicPartition
@@ -32,11 +34,23 @@ class ProcessMetrics:
         kind: what the process runs; a label of every metric's process.
         slot: its replica name.
         clock_s: monotonic seconds, for rates.
+        now_ns: wall clock, nanoseconds since 1970 UTC, for ages.
     """
 
-    def __init__(self, kind: str, slot: str, *, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        kind: str,
+        slot: str,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         self.registry = CollectorRegistry()
+        self.note = ""
+        """What the process says of itself beside the figures, in its events."""
         self._clock_s = clock_s
+        self._now_ns = now_ns
+        self._event_times_ns: dict[str, int] = {}
         self._since_s = clock_s()
         self._records_before = 0.0
         self._records = 0.0
@@ -47,7 +61,7 @@ class ProcessMetrics:
         info.labels(kind, slot).set(1)
         self._next_offset = self._gauge("next_offset", "Durable next_offset of each topic-partition.", _POSITION_LABELS)
         self._lag = self._gauge("lag_records", "End offset minus next_offset, in records.", _POSITION_LABELS)
-        self._freshness = self._gauge("freshness_seconds", "Now minus the latest event time made durable.")
+        self.registry.register(_Freshness(self))
         self._consumed = self._counter("records", "Records taken in.", ("topic",))
         self._written = self._counter("outputs", "Records or rows written.", ("product",))
         self._conflicts = self._counter("commit_conflicts", "Commits that did not land because of another.")
@@ -72,6 +86,11 @@ class ProcessMetrics:
             self._ready.set()
         else:
             self._ready.clear()
+
+    def rest(self) -> None:
+        """Say that nothing is held any more: not ready, and the age of no product is ours to tell."""
+        self._ready.clear()
+        self._event_times_ns = {}
 
     def consumed(self, topic: str, records: int) -> None:
         """Count records taken in."""
@@ -109,32 +128,40 @@ class ProcessMetrics:
         self._skipped.labels(reason).inc(count)
         self._add("skipped", count)
 
-    def freshness(self, seconds: float) -> None:
-        """Set the age of the latest event time made durable, in seconds."""
-        self._freshness.set(seconds)
-        self._totals["freshness_s"] = seconds
+    def event_time(self, product: str, ts_event_ns: int) -> None:
+        """Note an event time of `product` that was made durable; the latest one counts."""
+        self._event_times_ns[product] = max(ts_event_ns, self._event_times_ns.get(product, ts_event_ns))
+
+    def freshness_s(self) -> dict[str, float]:
+        """Return by product the age of its latest durable event time in seconds, which grows while nothing comes."""
+        now_ns = self._now_ns()
+        return {product: (now_ns - latest_ns) / 1e9 for product, latest_ns in self._event_times_ns.copy().items()}
 
     def freshness_quantiles(self, p50_s: float, p99_s: float) -> None:
         """Say in events how old rows were when they became durable, over the life of the process."""
         self._totals["freshness_p50_s"], self._totals["freshness_p99_s"] = p50_s, p99_s
 
     def positions(self, positions: Mapping[TopicPartition, int], lag: Mapping[TopicPartition, int]) -> None:
-        """Set durable positions and lag; topic-partitions that are no longer held vanish."""
-        for item in self._held - set(positions):
-            for gauge in (self._next_offset, self._lag):
+        """Set durable positions and lag; topic-partitions that are no longer held vanish, an unknown lag is absent."""
+        for gauge, values in ((self._next_offset, positions), (self._lag, lag)):
+            for item in self._held - values.keys():
                 gauge.remove(item.topic, str(item.partition))
-        for item, offset in positions.items():
-            self._next_offset.labels(item.topic, str(item.partition)).set(offset)
-            self._lag.labels(item.topic, str(item.partition)).set(lag.get(item, 0))
+            for item, value in values.items():
+                gauge.labels(item.topic, str(item.partition)).set(value)
         self._held = set(positions)
 
     def counters(self) -> dict[str, float]:
-        """Return totals by metric name, and `records_per_s` since the last call, for a process event."""
+        """Return totals by metric name, the age of the latest event time, and the rate since the last call.
+
+        This is what a process event carries; the age is that of the freshest product.
+        """
         now_s = self._clock_s()
         elapsed_s = now_s - self._since_s
         rate = (self._records - self._records_before) / elapsed_s if elapsed_s > 0 else 0.0
         self._since_s, self._records_before = now_s, self._records
-        return {**self._totals, "records_per_s": round(rate, 1)}
+        ages_s = self.freshness_s()
+        latest = {"freshness_s": min(ages_s.values())} if ages_s else {}
+        return {**self._totals, **latest, "records_per_s": round(rate, 1)}
 
     def _add(self, name: str, count: float) -> None:
         self._totals[name] = self._totals.get(name, 0.0) + count
@@ -144,6 +171,20 @@ class ProcessMetrics:
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(_PREFIX + name, text, labels, registry=self.registry)
+
+
+class _Freshness(Collector):
+    """Computes ages when Prometheus asks, so that they grow while nothing comes; a product not seen yet has none."""
+
+    def __init__(self, metrics: ProcessMetrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        text = "Now minus the latest event time made durable."
+        family = GaugeMetricFamily(_PREFIX + "freshness_seconds", text, labels=["product"])
+        for product, age_s in self._metrics.freshness_s().items():
+            family.add_metric([product], age_s)
+        yield family
 
 
 class MetricsServer:

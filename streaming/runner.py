@@ -39,6 +39,7 @@ from streamforge.offsets import TopicPartition
 from streamforge.settings import Settings
 from streamforge.supervision import ControlListener, EventPublisher, ProcessIdentity, ProcessStatus
 from streaming.kafka_errors import is_passing, kafka_error
+from streaming.log_ends import LogEnds
 
 _GAP_CODES = frozenset({KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET})  # noqa: SLF001
 
@@ -222,6 +223,7 @@ class _Loop:
             **(options.consumer or {}),
         )
         self._consumer = Consumer(config)
+        self._log_ends = LogEnds(settings, self._consumer)
 
     def run(self, stopping: threading.Event) -> None:
         """Serve until `stopping` is set, then commit what was taken in."""
@@ -274,7 +276,7 @@ class _Loop:
             consumer.pause(targets)
         self._held = set(items)
         self._seen = dict(starts)
-        self._metrics.set_ready(True)
+        self._metrics.set_ready(bool(items))
         self._log.info("assigned", assignment=[str(item) for item in items])
         self._report(now=True)
 
@@ -290,6 +292,8 @@ class _Loop:
         self._held -= set(items)
         for item in items:
             self._seen.pop(item, None)
+        if not self._held:
+            self._metrics.rest()
         self._log.info("revoked", lost=lost, assignment=[str(item) for item in items])
 
     # One round
@@ -388,13 +392,14 @@ class _Loop:
         positions = dict(self._worker.positions())
         if positions != self._reported:
             self._reported = positions
-            self._publisher.progress(status)
+            self._publisher.progress(status, detail=self._metrics.note)
         else:
-            self._publisher.heartbeat(status)
+            self._publisher.heartbeat(status, detail=self._metrics.note)
 
     def _status(self) -> ProcessStatus:
         positions = dict(self._worker.positions())
-        lag = {item: max(0, self._end(item, offset) - offset) for item, offset in positions.items()}
+        ends = self._log_ends.of(self._held, is_fetching=not self._paused)
+        lag = {item: max(0, ends[item] - offset) for item, offset in positions.items() if item in ends}
         self._metrics.positions(positions, lag)
         return ProcessStatus(
             self._state,
@@ -403,16 +408,6 @@ class _Loop:
             {str(item): records for item, records in lag.items()},
             self._metrics.counters(),
         )
-
-    def _end(self, item: TopicPartition, default: int) -> int:
-        """Return the end offset that the last fetch told; it costs no request."""
-        if item not in self._held:
-            return default
-        try:
-            _, high = self._consumer.get_watermark_offsets(KafkaTopicPartition(item.topic, item.partition), cached=True)
-        except KafkaException:
-            return default
-        return high if high >= 0 else default
 
     def _retention_gap(self, item: TopicPartition, error: KafkaError) -> SourceError:
         wanted = self._seen.get(item, 0)

@@ -279,11 +279,17 @@ class Process:
 
 @contextmanager
 def process(
-    pipeline: Pipeline, kind: str, *, slot: str = "0", kill_at: str | None = None, log: Path
+    pipeline: Pipeline,
+    kind: str,
+    *,
+    slot: str = "0",
+    kill_at: str | None = None,
+    log: Path,
+    more: Mapping[str, str] | None = None,
 ) -> Iterator[Process]:
-    """Run `streamforge run KIND` as a process; it is gone at the end."""
-    more = {} if kill_at is None else {"STREAMFORGE_KILL_AT": kill_at}
-    running = Process(pipeline, kind, slot=slot, log=log, more=more)
+    """Run `streamforge run KIND` as a process, with `more` in its environment; it is gone at the end."""
+    armed = {} if kill_at is None else {"STREAMFORGE_KILL_AT": kill_at}
+    running = Process(pipeline, kind, slot=slot, log=log, more={**armed, **(more or {})})
     try:
         yield running
     finally:
@@ -303,10 +309,19 @@ def run_command(pipeline: Pipeline, arguments: Sequence[str], *, log: Path, more
 class WorkerThread:
     """A worker under the runner, in a thread of this process."""
 
-    def __init__(self, pipeline: Pipeline, worker: Worker, *, slot: str = "0") -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        worker: Worker,
+        *,
+        slot: str = "0",
+        metrics: ProcessMetrics | None = None,
+        consumer: Mapping[str, Any] | None = None,
+    ) -> None:
         self.worker = worker
+        self._consumer = consumer
         self.exit_code: int | None = None
-        self.metrics = ProcessMetrics(worker.kind, slot)
+        self.metrics = metrics or ProcessMetrics(worker.kind, slot)
         self._stop = threading.Event()
         self._pipeline = pipeline
         self._slot = slot
@@ -332,7 +347,7 @@ class WorkerThread:
             self._pipeline.contracts,
             slot=self._slot,
             metrics=self.metrics,
-            options=RunnerOptions(poll_s=0.02, report_interval_s=0.2),
+            options=RunnerOptions(poll_s=0.02, report_interval_s=0.2, consumer=self._consumer),
             stop=self._stop,
         )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from filelock import FileLock
+from sqlalchemy.exc import SQLAlchemyError
 
 from streamforge.errors import ConfigurationError
 from streamforge.gnn.forecast import InstrumentForecast, forecast
@@ -95,6 +96,8 @@ def alias_version(settings: Settings, alias: str) -> str | None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise _unreadable(settings, error) from error
+    except SQLAlchemyError as error:
+        raise _unreadable(settings, error) from error
     return str(aliases[alias]) if alias in aliases else None
 
 
@@ -121,7 +124,7 @@ def artifact_of(settings: Settings, version: str, folder: Path) -> Path:
     try:
         run_id = client.get_model_version(MODEL_NAME, version).run_id
         return Path(client.download_artifacts(run_id, "", str(folder)))
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise _unreadable(settings, error) from error
 
 
@@ -209,6 +212,9 @@ def _exists(settings: Settings) -> bool:
 def _client(settings: Settings) -> MlflowClient:
     require_libraries()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A server that is away is told within seconds, not after MLflow's seven tries of two minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient  # noqa: PLC0415
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
@@ -218,7 +224,7 @@ def _client(settings: Settings) -> MlflowClient:
         # MLflow creates its tables on the first use; two processes at once would both do so.
         with FileLock(_folder(settings) / "mlflow.lock", timeout=_LOCK_TIMEOUT_S):
             return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise _unreadable(settings, error) from error
 
 

@@ -18,7 +18,10 @@ def split_symbol(symbol: str) -> tuple[str, str]:
         base = symbol.removesuffix(quote)
         if base != symbol and base.isalnum() and base.isupper():
             return base, quote
-    msg = f"cannot tell base and quote of {symbol!r}: expected capital letters and digits that end in one of {', '.join(_QUOTES)}"
+    msg = (
+        f"cannot tell base and quote of {symbol!r}: expected capital letters and digits that end in one of "
+        f"{', '.join(_QUOTES)}"
+    )
     raise ConfigurationError(msg)
 
 

@@ -114,6 +114,25 @@ class VenueBar(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     parser_version: str
 
 
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """One record of `predictions`: what the champion model expects of one interval of an instrument."""
+
+    instrument: str
+    venue: str
+    symbol: str
+    ts_start_ns: int
+    ts_end_ns: int
+    volatility: float
+    model_name: str
+    model_version: str
+    ts_predicted_ns: int
+    market_instruments: int
+    bars_topic_id: str
+    bars_partition: int
+    bars_offset: int
+    processor_version: str
+
+
 class MarketGap(msgspec.Struct, frozen=True, kw_only=True):
     """One record of `market-gaps`: a span in which events may be missing, or a bar reached too late."""
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import msgspec
 from pydantic import SecretStr
 
+from streamforge.gnn.libraries import missing_libraries
 from streamforge.processes import LOOPBACK, remembered_ports
 from streamforge.settings import Settings
 
 BROKER = "broker"
 SIMULATOR = "simulator"
 LOADER = "loader"
-CONSUMERS = ("parser", "bars", "history-parser", "writer")
+INFERENCE = "inference"
+CONSUMERS = ("parser", "bars", "history-parser", INFERENCE, "writer")
 UI = "ui"
 """Name of the port that serves pages for people."""
 SIMULATED_VENUE = "SIM"
@@ -124,16 +126,22 @@ def make_plan(settings: Settings, *, broker: bool, simulator: bool, remember: bo
         remember: whether the ports are written down for the next start; not for a dry run.
     """
     files = PlatformFiles(settings.home_path)
+    kinds = consumer_kinds()
     served = ["simulator websocket", "simulator rest"] if simulator else []
-    names = [*served, *(f"{kind} {_METRICS}" for kind in (LOADER, *CONSUMERS))]
+    names = [*served, *(f"{kind} {_METRICS}" for kind in (LOADER, *kinds))]
     ports = remembered_ports(files.ports, names, release_s=PORT_RELEASE_S, remember=remember)
     # Readers first: nothing waits in a topic that nobody reads. The venue before the loader, who looks for it.
     processes = [_process(files, BROKER, ["broker", "run"], {})] if broker else []
-    processes += [_consumer(files, kind, ports.numbers[f"{kind} {_METRICS}"]) for kind in reversed(CONSUMERS)]
+    processes += [_consumer(files, kind, ports.numbers[f"{kind} {_METRICS}"]) for kind in reversed(kinds)]
     if simulator:
         processes.append(_simulator(files, settings, ports.numbers))
     processes.append(_loader(files, settings, ports.numbers, simulator=simulator))
     return PlatformPlan(home=str(files.home), processes=processes, notes=list(ports.notes()))
+
+
+def consumer_kinds() -> tuple[str, ...]:
+    """Return the kinds of consumers that run here: forecasts need libraries that are not always installed."""
+    return tuple(kind for kind in CONSUMERS if kind != INFERENCE or not missing_libraries())
 
 
 def read_plan(files: PlatformFiles) -> PlatformPlan | None:

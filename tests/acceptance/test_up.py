@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from streamforge.platform.plan import consumer_kinds
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -53,7 +54,7 @@ def test_up_runs_the_line_restarts_a_killed_writer_and_down_leaves_nothing(platf
     code, up = platform_cli.call("up", "--detach")
     assert code == 0, up
     names = {process["name"] for process in up["processes"]}
-    assert names == {"broker", "simulator", "loader", "parser", "bars", "history-parser", "writer"}
+    assert names == {"broker", "simulator", "loader", *consumer_kinds()}
 
     def landed() -> dict[str, Any] | None:
         writer = platform_cli.status()["writer"]

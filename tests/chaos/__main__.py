@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from streamforge.logs import configure as configure_logs
-from streamforge.platform.plan import CONSUMERS
+from streamforge.platform.plan import consumer_kinds
 from streamforge.settings import load_settings
 from tests.chaos.line import AWAY_TIMEOUT_S, RunningLine, run_line, tell
 from tests.waiting import wait_until
@@ -40,7 +40,7 @@ def run(home: Path, *, kills: int, seed: int) -> dict[str, Any]:
     def mistreat(running: RunningLine) -> None:
         choice = random.Random(seed)
         for number in range(1, kills + 1):
-            name = choice.choice(CONSUMERS)
+            name = choice.choice(consumer_kinds())
             if choice.random() < _AT_WORK_RATIO:
                 wait_until(lambda name=name: _is_at_work(running, name), timeout_s=AWAY_TIMEOUT_S, what=f"{name} works")  # type: ignore[misc]
             # A moment of the schedule, not a wait for something: it decides where in its work the victim is hit.

@@ -25,7 +25,11 @@ def small_folder(contract_folder: Path) -> Path:
     for path in contract_folder.iterdir():
         if path.stem not in ("trades", "provenance", "dlq"):
             path.unlink()
-    edit(contract_folder / "dlq.yaml", "[raw-candles-backfill, venue-bars, raw-trades, raw-depth, trades, bars, market-gaps]", "[trades]")
+    edit(
+        contract_folder / "dlq.yaml",
+        "[raw-candles-backfill, venue-bars, predictions, raw-trades, raw-depth, trades, bars, market-gaps]",
+        "[trades]",
+    )
     edit(contract_folder / "trades.yaml", "  - {property: topic.inputs, value: [raw-trades]}\n", "")
     return contract_folder
 

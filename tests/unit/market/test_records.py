@@ -11,7 +11,7 @@ from confluent_kafka import Message
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.errors import DecodeError
 from streamforge.events import Command, ProcessEvent
-from streamforge.market.records import Bar, DeadLetter, MarketGap, Trade, VenueBar, raw_record
+from streamforge.market.records import Bar, DeadLetter, MarketGap, Prediction, Trade, VenueBar, raw_record
 from streamforge.settings import Settings
 from streaming.processors.types import ChangelogRecord
 
@@ -19,11 +19,13 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     "trades": Trade,
     "bars": Bar,
     "venue-bars": VenueBar,
+    "predictions": Prediction,
     "market-gaps": MarketGap,
     "raw-trades.dlq": DeadLetter,
     "parser-changelog": ChangelogRecord,
     "bars-changelog": ChangelogRecord,
     "history-parser-changelog": ChangelogRecord,
+    "inference-changelog": ChangelogRecord,
     "queue-events": ProcessEvent,
     "queue-control": Command,
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamforge.platform.control_plane import with_dagster
-from streamforge.platform.plan import PlatformFiles, make_plan
+from streamforge.platform.plan import PlatformFiles, consumer_kinds, make_plan
 from streamforge.platform.supervisor import History, log_file, read_history, render_config, socket_path
 from streamforge.settings import Settings
 
@@ -26,7 +26,7 @@ def test_config_ends_feeders_before_readers_and_the_broker_last(tmp_path: Path) 
     programs = {name.removeprefix("program:"): config[name] for name in config.sections() if name.startswith("program")}
     # The library ends the highest priority first.
     order = sorted(programs, key=lambda name: -int(programs[name]["priority"]))
-    assert order == ["simulator", "loader", "parser", "bars", "history-parser", "writer", "broker"]
+    assert order == ["simulator", "loader", *consumer_kinds(), "broker"]
     assert [name for name, program in programs.items() if program["autostart"] == "true"] == ["broker"]
     assert {program["exitcodes"] for program in programs.values()} == {"0,2,3"}
     command = shlex.split(programs["writer"]["command"].replace("%%", "%"))
@@ -36,7 +36,7 @@ def test_config_ends_feeders_before_readers_and_the_broker_last(tmp_path: Path) 
 
 def test_plan_without_simulator_reads_the_real_venue(tmp_path: Path) -> None:
     plan = make_plan(_settings(tmp_path), broker=False, simulator=False)
-    assert {process.name for process in plan.processes} == {"writer", "bars", "parser", "loader"}
+    assert {process.name for process in plan.processes} == {"loader", *consumer_kinds()}
     loader = plan.named("loader")
     assert loader is not None
     assert "--ws-url" not in loader.command
