@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 
 import stamina
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as KafkaTopicPartition
-from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo, OffsetSpec  # type: ignore[attr-defined]
 
 from streamforge.errors import RetentionGapError, RetryableSourceError
 from streamforge.kafka import REQUEST_TIMEOUT_S, admin_client, reader_config
@@ -33,6 +34,19 @@ def log_ends(settings: Settings, partitions: Iterable[TopicPartition]) -> dict[T
     so that whoever reads up to it waits until every transaction begun before has ended.
     """
     return _list_offsets(settings, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+
+
+def ask_log_ends(
+    admin: AdminClient, partitions: Iterable[TopicPartition]
+) -> dict[TopicPartition, Future[ListOffsetsResultInfo]]:
+    """Ask for what `log_ends` returns without waiting for it.
+
+    Keep `admin` until the answers are in: its end cancels them.
+    """
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    request = {KafkaTopicPartition(item.topic, item.partition): latest for item in partitions}
+    answers = admin.list_offsets(request, request_timeout=REQUEST_TIMEOUT_S)
+    return {TopicPartition(key.topic, key.partition): answer for key, answer in answers.items()}
 
 
 def stable_ends(settings: Settings, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:

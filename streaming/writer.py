@@ -422,7 +422,7 @@ class WriterWorker:
                 histogram.add(landed.rows[column], now_ns)
         if EVENT_COLUMN in landed.rows.column_names:
             latest: Any = pc.max(landed.rows[EVENT_COLUMN]).as_py()
-            self._metrics.freshness((now_ns - latest) / 1e9)
+            self._metrics.event_time(contract.id, latest)
         p50_s, p99_s = (self.freshness[RECEIVE_COLUMN].quantile_s(q) for q in (0.5, 0.99))
         if p50_s is not None and p99_s is not None:
             self._metrics.freshness_quantiles(p50_s, p99_s)

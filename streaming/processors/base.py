@@ -441,7 +441,7 @@ class TransactionalWorker(Generic[S]):
             else:
                 self._metrics.skipped(name.removeprefix("skipped."), count)
         if done.ts_event_ns is not None:
-            self._metrics.freshness((self._now_ns() - done.ts_event_ns) / 1e9)
+            self._metrics.event_time(self._processor.output_ids[0], done.ts_event_ns)
 
     def _opened(self) -> Consumer:
         if self._consumer is None:

@@ -94,9 +94,13 @@ def test_metrics_are_served_with_readiness_and_liveness() -> None:
 
 def test_metrics_of_a_topic_partition_that_is_gone_vanish() -> None:
     metrics = ProcessMetrics("parser", "0")
-    metrics.positions({ITEM: 12}, {})
-    metrics.positions({}, {})
     labels = {"topic": "trades", "partition": "3"}
+    metrics.positions({ITEM: 12}, {ITEM: 3})
+    assert metrics.registry.get_sample_value("streamforge_lag_records", labels) == 3
+    metrics.positions({ITEM: 12}, {})
+    assert metrics.registry.get_sample_value("streamforge_next_offset", labels) == 12
+    assert metrics.registry.get_sample_value("streamforge_lag_records", labels) is None, "a lag that is not known"
+    metrics.positions({}, {})
     assert metrics.registry.get_sample_value("streamforge_next_offset", labels) is None
 
 
@@ -106,6 +110,27 @@ def test_metrics_counters_have_totals_and_the_rate_since_the_last_call() -> None
     metrics.consumed("trades", 100)
     assert metrics.counters() == {"records": 100, "records_per_s": 10.0}
     assert metrics.counters() == {"records": 100, "records_per_s": 0.0}
+
+
+def test_metrics_age_of_each_product_grows_and_is_absent_until_known() -> None:
+    now_ns = 100 * 10**9
+    metrics = ProcessMetrics("writer", "0", now_ns=lambda: now_ns)
+
+    def age_s(product: str) -> float | None:
+        return metrics.registry.get_sample_value("streamforge_freshness_seconds", {"product": product})
+
+    assert age_s("trades") is None
+    assert "freshness_s" not in metrics.counters()
+    metrics.event_time("trades", 98 * 10**9)
+    metrics.event_time("trades", 97 * 10**9)  # late rows do not make the table older
+    metrics.event_time("bars", 40 * 10**9)
+    assert (age_s("trades"), age_s("bars")) == (2.0, 60.0)
+    now_ns += 5 * 10**9
+    assert (age_s("trades"), age_s("bars")) == (7.0, 65.0)
+    assert metrics.counters()["freshness_s"] == 7.0
+    metrics.set_ready(True)
+    metrics.rest()
+    assert (age_s("trades"), metrics.ready) == (None, False)
 
 
 def test_metrics_port_in_use_is_a_configuration_error() -> None:
