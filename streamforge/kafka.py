@@ -54,14 +54,16 @@ def client_config(settings: Settings, **extra: Any) -> dict[str, Any]:
         "bootstrap.servers": bootstrap_servers(settings),
         "security.protocol": settings.security_protocol,
     }
-    if settings.sasl_mechanism:
-        config["sasl.mechanism"] = settings.sasl_mechanism
-    if settings.sasl_username:
-        config["sasl.username"] = settings.sasl_username
-    if settings.sasl_password:
-        config["sasl.password"] = settings.sasl_password.get_secret_value()
-    if settings.ssl_ca_location:
-        config["ssl.ca.location"] = str(settings.ssl_ca_location)
+    secured = {
+        "sasl.mechanism": settings.sasl_mechanism,
+        "sasl.username": settings.sasl_username,
+        "sasl.password": settings.sasl_password and settings.sasl_password.get_secret_value(),
+        "ssl.ca.location": settings.ssl_ca_location,
+        "ssl.certificate.location": settings.ssl_certificate_location,
+        "ssl.key.location": settings.ssl_key_location,
+        "ssl.key.password": settings.ssl_key_password and settings.ssl_key_password.get_secret_value(),
+    }
+    config |= {key: str(value) for key, value in secured.items() if value}
     return config | extra
 
 

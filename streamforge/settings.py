@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     sasl_username: str | None = Field(None, description="Kafka SASL user.")
     sasl_password: SecretStr | None = Field(None, description="Kafka SASL password.")
     ssl_ca_location: Path | None = Field(None, description="File with the CA that signed the brokers' certificates.")
+    ssl_certificate_location: Path | None = Field(None, description="File with the client's certificate (mutual TLS).")
+    ssl_key_location: Path | None = Field(None, description="File with the client's private key (mutual TLS).")
+    ssl_key_password: SecretStr | None = Field(None, description="Password of the client's private key.")
     replication_factor: int = Field(1, ge=1, description="Replicas of each topic that StreamForge creates.")
     catalog_name: str = Field("streamforge", description="Name of the Iceberg catalog; Spark must use the same one.")
     catalog_uri: str | None = Field(

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -39,6 +39,13 @@ class MakeTopics(Protocol):
         `partitions` is an upper bound on the contract's own count, because 64 topic-partitions for each
         topic of each test cost seconds; None means as the contract says.
         """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """PySpark leaves the socket of each result to the garbage collector: no error in the tests that use Spark."""
+    for item in items:
+        if "spark" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
 
 
 @pytest.fixture(autouse=True)
@@ -118,14 +125,7 @@ def make_topics(platform: Settings) -> MakeTopics:
 
     def make(*contract_ids: str, partitions: int | None = MAX_TEST_PARTITIONS) -> Contracts:
         contracts = load_contracts(platform.contracts_dir, topic_prefix=platform.topic_prefix)
-        by_id = dict(contracts)
-        for contract_id in contract_ids:
-            topic = contracts[contract_id].topic
-            assert topic is not None, f"contract {contract_id} has no topic"
-            if partitions is not None:
-                topic = dataclasses.replace(topic, partitions=min(partitions, topic.partitions))
-            by_id[contract_id] = dataclasses.replace(contracts[contract_id], topic=topic)
-        made = Contracts(by_id)
+        made = with_partitions(contracts, contract_ids, partitions)
         create_topics(platform, made, contract_ids)
         return made
 
@@ -136,6 +136,18 @@ def make_topics(platform: Settings) -> MakeTopics:
 def contract_folder(tmp_path: Path) -> Path:
     """Return a copy of the contract files that a test may spoil."""
     return copy_contracts(tmp_path / "contracts")
+
+
+def with_partitions(contracts: Contracts, contract_ids: Iterable[str], partitions: int | None) -> Contracts:
+    """Return the contracts with at most `partitions` topic-partitions in the topics named; None: as they say."""
+    by_id = dict(contracts)
+    for contract_id in contract_ids:
+        topic = contracts[contract_id].topic
+        assert topic is not None, f"contract {contract_id} has no topic"
+        if partitions is not None:
+            topic = dataclasses.replace(topic, partitions=min(partitions, topic.partitions))
+        by_id[contract_id] = dataclasses.replace(contracts[contract_id], topic=topic)
+    return Contracts(by_id)
 
 
 def _is_alive(path: Path) -> bool:
