@@ -45,8 +45,7 @@ def secured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting
         return found | {
             "listeners": found["listeners"] + listener,
             "advertised.listeners": found["advertised.listeners"] + listener,
-            "listener.security.protocol.map": found["listener.security.protocol.map"]
-            + ",SASL_PLAINTEXT:SASL_PLAINTEXT",
+            protocols: f"{found[protocols]},SASL_PLAINTEXT:SASL_PLAINTEXT",
             "sasl.enabled.mechanisms": "PLAIN",
             "listener.name.sasl_plaintext.plain.sasl.jaas.config": f'{login} user_forge="right";',
         }
