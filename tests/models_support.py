@@ -13,12 +13,12 @@ from streamforge.gnn.features import FeatureSet, features_of
 from streamforge.gnn.graph import MarketGraphs, graphs_of
 from streamforge.gnn.panel import panel_of
 from streamforge.gnn.synthetic import SyntheticMarket, synthetic_candles
-from streamforge.gnn.training import Recipe, TrainingConfig
+from streamforge.gnn.training import Recipe
 
 HOUR_NS = 3_600_000_000_000
 FIRST_NS = 480_000 * HOUR_NS
 MARKET = SyntheticMarket(groups=2, size=3)
-RECIPE = Recipe(training=TrainingConfig(epochs=15))
+RECIPE = Recipe()
 
 
 def make_bars(

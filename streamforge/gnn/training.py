@@ -50,10 +50,10 @@ class TrainingConfig(msgspec.Struct, frozen=True):
     """
 
     seed: int = 7
-    epochs: int = 30
-    patience: int = 4
+    epochs: int = 40
+    patience: int = 6
     batch_rows: int = 64
-    learning_rate: float = 0.003
+    learning_rate: float = 0.01
     weight_decay: float = 1e-4
     validation_ratio: float = 0.15
     hidden: int = 16
