@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pyiceberg.table import Table
 
 from streamforge.contract_model import Contract, Contracts
+from streamforge.gnn.libraries import missing_libraries
 from streamforge.lakehouse.barrier import Barrier, BarrierState
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.commit import view_of
@@ -20,10 +21,24 @@ from streamforge.offsets import OffsetRange, TopicPartition
 from streamforge.settings import Settings
 from streamforge.supervision import topic_of
 
-_MADE_BY = {"trades": ("parser", "raw-trades"), "bars": ("bars", "trades")}
+_MADE_BY = {
+    "trades": ("parser", "raw-trades"),
+    "bars": ("bars", "trades"),
+    "venue-bars": ("history-parser", "raw-candles-backfill"),
+    "predictions": ("inference", "bars"),
+}
 """Consumer group and source of the tables that a processor stands before."""
 
-_FLOW = ("raw-depth", "raw-trades", "trades", "bars", "market-gaps")
+_FLOW = (
+    "raw-depth",
+    "raw-trades",
+    "trades",
+    "bars",
+    "market-gaps",
+    "raw-candles-backfill",
+    "venue-bars",
+    "predictions",
+)
 """What is fed comes behind what feeds it: only then is it known where its topic ends."""
 
 Look = Callable[[str, BarrierState], None]
@@ -104,6 +119,8 @@ class Line:
 
     def _barrier(self, contract: Contract) -> Barrier:
         kind, source = _MADE_BY.get(contract.id, (None, contract.id))
+        if contract.id == "predictions" and missing_libraries():
+            kind, source = None, contract.id  # nobody here makes any: what lies in the topic is all there is
         partitions = topic_partitions(self._settings, [topic_of(self._contracts, source).name])
         starts, ends = log_starts(self._settings, partitions), log_ends(self._settings, partitions)
         ranges = [OffsetRange(item.topic, item.partition, starts[item], end) for item, end in ends.items() if end]

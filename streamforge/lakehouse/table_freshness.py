@@ -81,9 +81,9 @@ def read_ages(catalog: Catalog, settings: Settings, contracts: Contracts, contra
     """
     table = refresh(load_table(catalog, settings, contract))
     names = {item.name for item in contract.fields}
-    columns = [
-        next((name for name in candidates if name in names), None) for candidates in (_RECEIVED_COLUMNS, _EVENT_COLUMNS)
-    ]
+    # Without a freshness target it is history, or about the future: its times say nothing of the line.
+    asked = (_RECEIVED_COLUMNS, _EVENT_COLUMNS) if contract.freshness_s is not None else ((), ())
+    columns = [next((name for name in candidates if name in names), None) for candidates in asked]
     rows = table.scan(selected_fields=(COMMIT_ID, *(name for name in columns if name is not None))).to_arrow()
     times_ms = commit_times_ms(table, load_table(catalog, settings, contracts[_COMMITS_CONTRACT]))
     landed_ms, is_live = _landed_ms(rows[COMMIT_ID], times_ms)

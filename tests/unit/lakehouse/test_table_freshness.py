@@ -97,6 +97,27 @@ def test_ages_survive_the_expiry_of_the_snapshot_that_brought_the_row(
     assert (sorted(found.received.tolist()), found.commits) == (sorted(ages), 4)
 
 
+def test_ages_of_history_are_none(settings: Settings, contracts: Contracts, catalog: Catalog) -> None:
+    contract = contracts["venue-bars"]
+    table = ensure_table(catalog, settings, contract)
+    ensure_table(catalog, settings, contracts["commits"])
+    row = {
+        field.name: 0 if pa.types.is_integer(field.type) or pa.types.is_decimal(field.type) else ""
+        for field in contract.arrow_schema
+    }
+    row |= {name: datetime(2020, 1, 1, tzinfo=UTC) for name in ("ts_start", "ts_end", "ts_receive")} | {
+        "commit_id": "c"
+    }
+    commit.commit_snapshot(
+        table,
+        decide=lambda _: {},
+        added=commit.write_data_files(table, pa.Table.from_pylist([row], schema=contract.arrow_schema)),
+        summary={commit.KIND_KEY: "write", commit.COMMIT_ID_KEY: "c"},
+    )
+    found = read_ages(catalog, settings, contracts, contract)
+    assert (found.rows, found.commits, len(found.received), len(found.event)) == (1, 1, 0, 0)
+
+
 def test_ages_of_an_empty_table_are_none(settings: Settings, contracts: Contracts, catalog: Catalog) -> None:
     ensure_table(catalog, settings, contracts["trades"])
     ensure_table(catalog, settings, contracts["commits"])
