@@ -22,7 +22,7 @@ COMMANDS = (
     LazyCommand("verify", "cli.verify:verify", "Compare Kafka with the tables: lost, doubled, different."),
     LazyCommand("simulate", "cli.simulate:simulate", "Serve a simulated market over Binance's spot protocol."),
     LazyCommand("load", "cli.load:app", "Capture what a venue sends, byte for byte; or load history from files."),
-    LazyCommand("run", "cli.run:run", "Run one consumer: parser, bars, history-parser or writer."),
+    LazyCommand("run", "cli.run:run", "Run one consumer: parser, bars, history-parser, inference or writer."),
     LazyCommand("control", "cli.control:control", "Ping, pause, resume or stop processes; give the simulator faults."),
     LazyCommand("rebind", "cli.repair:rebind", "Go on with a topic that was recreated: a new source epoch."),
     LazyCommand("reconcile", "cli.repair:reconcile", "Mend the positions of a table that a person moved back."),
@@ -31,6 +31,7 @@ COMMANDS = (
         "backfill", "cli.backfill:app", "Build bars of a past window again from the trades and mend the table."
     ),
     LazyCommand("sql", "cli.sql:sql", "Ask the tables with SQL, offline."),
+    LazyCommand("dbt", "cli.dbt:app", "Run dbt on the tables: the marts, their tests and docs."),
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
-from typer.main import get_command, get_group
+from typer.main import get_command
 
 
 class LazyCommand(TyperCommand):
@@ -28,7 +28,7 @@ class LazyCommand(TyperCommand):
         module, _, attribute = self.target.partition(":")
         found = getattr(importlib.import_module(module), attribute)
         if isinstance(found, typer.Typer):
-            return get_group(found)
+            return get_command(found)  # type: ignore[return-value]
         single = typer.Typer(add_completion=False, rich_markup_mode="rich")
         single.command(self.name)(found)
         loaded: TyperCommand = get_command(single)  # type: ignore[assignment]

@@ -1,0 +1,3 @@
+-- Written from contracts/raw-candles-backfill.yaml by dbt/generate.py: do not edit.
+SELECT instrument, venue, channel, connection_id, sequence_in_connection, ts_receive_ns, ts_receive, payload
+FROM {{ source('lake', 'raw_candles_backfill') }}
