@@ -59,7 +59,8 @@ class Maintenance:
         expirable = [item.snapshot_id for item in old if item.snapshot_id not in named]
         if not expirable:
             return table
-        self._copy(table, old)
+        if table.metadata.table_uuid != self._ledger.metadata.table_uuid:  # its summaries say nothing of sources
+            self._copy(table, old)
         main = table.metadata.snapshot_by_name(MAIN_BRANCH)
         try:
             return commit.send_once(

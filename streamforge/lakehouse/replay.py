@@ -38,7 +38,7 @@ from streamforge.lakehouse.barrier import BarrierState
 from streamforge.lakehouse.protocol import PREFIX, encode_raw_topics
 from streamforge.lakehouse.remake import MakeRemake
 from streamforge.lakehouse.replay_plan import Plan
-from streamforge.lakehouse.replay_run import REPLAY_EPOCH_KEY, make_plan, replay_epoch, write_files
+from streamforge.lakehouse.replay_run import IN_PROCESS, REPLAY_EPOCH_KEY, Engine, replay_epoch
 from streamforge.lakehouse.replay_target import Progress, Target, files_since, open_target, read_file, silent
 from streamforge.market.parsing import TOO_OLD_TO_DEDUPE
 from streamforge.offsets import OffsetRange
@@ -75,6 +75,7 @@ class ReplayReport:
         files_added: data files that the commit brought.
         plans: plans that were made; more than one: the table changed under the first.
         wall_s: seconds from the start to the end, the wait for the barrier included.
+        engine: where the rows were made again.
     """
 
     plan: Plan
@@ -84,6 +85,7 @@ class ReplayReport:
     files_added: int
     plans: int
     wall_s: float
+    engine: str = IN_PROCESS.name
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""
@@ -98,6 +100,7 @@ class ReplayReport:
             "files_added": self.files_added,
             "plans": self.plans,
             "wall_s": round(self.wall_s, 3),
+            "engine": self.engine,
         }
 
 
@@ -108,6 +111,7 @@ def preview(
     ranges: Sequence[OffsetRange],
     *,
     recompute: MakeRemake | None = None,
+    engine: Engine = IN_PROCESS,
     progress: Progress = silent,
 ) -> tuple[Plan, BarrierState]:
     """Return what a replay of `ranges` would do now, and how far its barrier is; change nothing.
@@ -120,7 +124,7 @@ def preview(
     target = open_target(settings, contracts, table_name, recompute)
     checked = target.checked(ranges)
     state = target.barrier(checked).look()
-    return make_plan(target, target.load(), checked, progress), state
+    return engine.plan(target, target.load(), checked, progress), state
 
 
 def replay(
@@ -130,6 +134,7 @@ def replay(
     ranges: Sequence[OffsetRange],
     *,
     recompute: MakeRemake | None = None,
+    engine: Engine = IN_PROCESS,
     wait_s: float = WAIT_S,
     progress: Progress = silent,
     monotonic_s: Callable[[], float] = time.monotonic,
@@ -142,6 +147,7 @@ def replay(
         table_name: table name or contract id.
         ranges: of the source topic: the raw topic for `trades`, else the table's own.
         recompute: makes the re-run instead of the one in `remake.RECIPES`.
+        engine: where the rows are compared and made again; the barrier and the commit are here in any case.
         wait_s: longest wait for the barrier, seconds.
         progress: hears how far it is.
         monotonic_s: clock for durations, seconds.
@@ -161,13 +167,13 @@ def replay(
     for plans in range(1, PLANS_MAX + 1):
         table, barrier = _landed(target, checked, wait_s, progress)
         faults.step("replay.landed")
-        plan = make_plan(target, table, checked, progress)
+        plan = engine.plan(target, table, checked, progress)
         faults.step("replay.planned")
         if not plan.changes:
-            return ReplayReport(plan, barrier, None, "", 0, plans, monotonic_s() - started_s)
+            return ReplayReport(plan, barrier, None, "", 0, plans, monotonic_s() - started_s, engine.name)
         _check_nothing_forgotten(plan)
         commit_id = uuid.uuid4().hex
-        files = write_files(target, table, plan, commit_id, progress)
+        files = engine.write(target, table, plan, commit_id, progress)
         faults.step("replay.data_written")
         progress("commit", 0, 1)
         try:
@@ -177,7 +183,8 @@ def replay(
                 raise
             continue
         progress("commit", 1, 1)
-        return ReplayReport(plan, barrier, committed, commit_id, len(files), plans, monotonic_s() - started_s)
+        wall_s = monotonic_s() - started_s
+        return ReplayReport(plan, barrier, committed, commit_id, len(files), plans, wall_s, engine.name)
     raise AssertionError  # pragma: no cover - the loop returns or raises
 
 

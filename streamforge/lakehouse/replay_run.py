@@ -1,6 +1,7 @@
 """The two passes of a replay over its rows: compare them to plan, write them to commit.
 
-Both read what is there file by file and re-run the source list by list; neither commits anything.
+Both read what is there file by file and re-run the source list by list; neither commits anything. An engine says
+where they run: `IN_PROCESS` here, `streamforge.spark.replay` in Spark.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
+from confluent_kafka import Message
 from pyiceberg.expressions import AlwaysTrue, BooleanExpression, Or
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
@@ -48,9 +50,51 @@ FILE_ROWS = 500_000
 FILE_BYTES = 128 * 1024 * 1024
 READ_TIMEOUT_S = 60.0
 
+ReadRange = Callable[[OffsetRange], Iterator[Sequence[Message]]]
+"""Gives the committed records of a range in offset order, in lists."""
 
-def make_plan(target: Target, table: Table, ranges: Sequence[OffsetRange], progress: Progress) -> Plan:
+
+class Engine(Protocol):
+    """Where the passes run."""
+
+    @property
+    def name(self) -> str:
+        """Return the name by which people choose it."""
+
+    def plan(self, target: Target, table: Table, ranges: Sequence[OffsetRange], progress: Progress) -> Plan:
+        """Compare the rows of `ranges` with those that the re-run makes."""
+
+    def write(self, target: Target, table: Table, plan: Plan, commit_id: str, progress: Progress) -> list[DataFile]:
+        """Write what `plan` would add; nothing is committed."""
+
+
+class InProcess:
+    """Both passes in this process, one topic-partition after the other."""
+
+    name = "local"
+
+    def plan(self, target: Target, table: Table, ranges: Sequence[OffsetRange], progress: Progress) -> Plan:
+        """Compare as `make_plan` does."""
+        return make_plan(target, table, ranges, progress)
+
+    def write(self, target: Target, table: Table, plan: Plan, commit_id: str, progress: Progress) -> list[DataFile]:
+        """Write as `write_files` does."""
+        return write_files(target, table, plan, commit_id, progress)
+
+
+IN_PROCESS = InProcess()
+
+
+def make_plan(
+    target: Target,
+    table: Table,
+    ranges: Sequence[OffsetRange],
+    progress: Progress,
+    read: ReadRange | None = None,
+) -> Plan:
     """Compare the rows of `ranges` in the table's main table snapshot with those that the re-run makes.
+
+    The records come from Kafka where `read` is not given.
 
     Raises:
         TopicIdentityError: the source topic is not the one that the table knows.
@@ -60,7 +104,7 @@ def make_plan(target: Target, table: Table, ranges: Sequence[OffsetRange], progr
     epoch = target.epoch_in(commit.view_of(table).state)
     touched, kept_rows, index, hash_now = _rows_now(target, table, epoch, ranges)
     comparison = Comparison(target.lineage, index, target.remake.history_columns)
-    for remade in _rerun(target, table, epoch, ranges, partial(progress, "plan")):
+    for remade in _rerun(target, table, epoch, ranges, partial(progress, "plan"), read=read):
         comparison.add(_finished(target, remade, index, epoch, commit_id=""), remade.dropped)
     return Plan(
         table=commit.table_name(table),
@@ -87,23 +131,64 @@ def write_files(target: Target, table: Table, plan: Plan, commit_id: str, progre
         SourceError: the source cannot be read.
         CommitError: the table's files cannot be read or written.
     """
-    files = _Files(target, table)
+    files = DataFiles(target, table)
+    write_kept(files, plan)
+    check_repeated(plan, write_remade(files, plan, commit_id, progress))
+    return files.closed()
+
+
+def write_kept(files: DataFiles, plan: Plan) -> None:
+    """Write the rows that stay of the files that are replaced.
+
+    Raises:
+        CommitError: the table's files cannot be read or written.
+    """
+    lineage = files.target.lineage
     for each in plan.touched:
-        rows = read_file(table, each.task, target.lineage.contract.arrow_schema.names, AlwaysTrue())
-        files.add(rows.filter(pa.array(~target.lineage.within(rows, plan.epoch, plan.ranges))))
-    compared = target.lineage.compared
-    made = ContentHash()
-    for remade in _rerun(target, table, plan.epoch, plan.ranges, partial(progress, "write")):
+        if each.rows_in_ranges == each.task.file.record_count:
+            continue
+        rows = read_file(files.table, each.task, lineage.contract.arrow_schema.names, AlwaysTrue())
+        files.add(rows.filter(pa.array(~lineage.within(rows, plan.epoch, plan.ranges))))
+
+
+def write_remade(
+    files: DataFiles, plan: Plan, commit_id: str, progress: Progress, read: ReadRange | None = None
+) -> ContentHash:
+    """Write the rows that the re-run makes of the plan's ranges and return their content hash.
+
+    Raises:
+        SourceError: the source cannot be read.
+        CommitError: the table's files cannot be read or written.
+    """
+    target, made = files.target, ContentHash()
+    for remade in _rerun(target, files.table, plan.epoch, plan.ranges, partial(progress, "write"), read=read):
         rows = _finished(target, remade, plan.index, plan.epoch, commit_id=commit_id)
-        made += ContentHash.of_rows(row_hashes(rows, compared))
+        made += ContentHash.of_rows(row_hashes(rows, target.lineage.compared))
         files.add(rows)
+    return made
+
+
+def check_repeated(plan: Plan, made: ContentHash) -> None:
+    """Compare what was written with what the plan saw.
+
+    Raises:
+        DataQualityError: they differ.
+    """
     if made != plan.hash_after:
         msg = (
             f"the re-run of {plan.table} is not repeatable: the plan saw {plan.hash_after}, now it made {made}. "
             "Nothing was changed; a parser must be a pure function of its records"
         )
         raise DataQualityError(msg)
-    return files.closed()
+
+
+def index_rows(target: Target, table: Table, plan: Plan) -> RowIndex:
+    """Return the index of the rows of the plan's ranges, for a pass that does not share the plan's memory.
+
+    Raises:
+        CommitError: the table cannot be read.
+    """
+    return _rows_now(target, table, plan.epoch, plan.ranges)[2]
 
 
 def replay_epoch(table: Table) -> int:
@@ -111,11 +196,12 @@ def replay_epoch(table: Table) -> int:
     return int(table.metadata.properties.get(REPLAY_EPOCH_KEY, 0))
 
 
-class _Files:
+class DataFiles:
     """Gathers rows and writes them as data files of a bounded size, each in source order."""
 
     def __init__(self, target: Target, table: Table) -> None:
-        self._table = table
+        self.target = target
+        self.table = table
         self._schema = target.lineage.contract.arrow_schema
         self._order: Any = [(name, "ascending") for name in target.lineage.columns]
         self._gathered: list[pa.Table] = []
@@ -140,8 +226,8 @@ class _Files:
     def _write(self) -> None:
         if self._gathered:
             rows = pa.concat_tables(self._gathered).sort_by(self._order)
-            with storage_errors(self._table, "written"):
-                self._files += commit.write_data_files(self._table, rows)
+            with storage_errors(self.table, "written"):
+                self._files += commit.write_data_files(self.table, rows)
         self._gathered, self._rows, self._bytes = [], 0, 0
 
 
@@ -169,17 +255,24 @@ def _rows_now(
 
 
 def _rerun(
-    target: Target, table: Table, epoch: int, ranges: Sequence[OffsetRange], progress: Callable[[int, int], None]
+    target: Target,
+    table: Table,
+    epoch: int,
+    ranges: Sequence[OffsetRange],
+    progress: Callable[[int, int], None],
+    *,
+    read: ReadRange | None,
 ) -> Iterator[Remade]:
     """Re-run `ranges` in order, from the state that the rows outside them give."""
     remake = target.remake
+    read = read or partial(read_range, target.settings, timeout_s=READ_TIMEOUT_S)
     outside = _state_outside(target, table, epoch, ranges)
     done, total = 0, total_records(ranges)
     progress(done, total)
     for _, group in groupby(ranges, attrgetter("topic_partition")):
         state = outside
         for each in group:
-            for messages in read_range(target.settings, each, timeout_s=READ_TIMEOUT_S):
+            for messages in read(each):
                 state, remade = remake.remake(state, messages)
                 yield remade
                 progress(done + (messages[-1].offset() or 0) + 1 - each.start, total)

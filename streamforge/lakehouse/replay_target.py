@@ -44,6 +44,7 @@ class Target:
         lineage: how the table's rows point at the source's records.
         source: the source topic as it is now.
         remake: the re-run.
+        make: makes the re-run anew, in another process.
     """
 
     settings: Settings
@@ -51,6 +52,7 @@ class Target:
     lineage: Lineage
     source: TopicIdentity
     remake: Remake[Any]
+    make: MakeRemake
 
     def load(self) -> Table:
         """Load the table as it is now and check its shape.
@@ -157,7 +159,7 @@ def open_target(
     source = topic_identity(settings, topic_settings(lineage.source.topic).name)
     recipe = RECIPES.get(lineage.contract.id)
     make = recompute or (recipe.make(settings) if recipe else Reland)
-    return Target(settings, catalog, lineage, source, make(lineage, source.topic_id))
+    return Target(settings, catalog, lineage, source, make(lineage, source.topic_id), make)
 
 
 def topic_settings(topic: TopicSettings | None) -> TopicSettings:

@@ -141,8 +141,6 @@ def spark_environment(settings: Settings) -> dict[str, str]:
         "JAVA_HOME": str(java_home),
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
-        # One pool of connections to Java; pinned, each thread that ever drops a Java object leaves a socket behind.
-        "PYSPARK_PIN_THREAD": "false",
     }
     return environment | ({"SPARK_LOCAL_IP": LOOPBACK} if is_local(settings) else {})
 

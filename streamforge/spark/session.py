@@ -49,6 +49,20 @@ def spark_session(settings: Settings) -> SparkSession:
     return session
 
 
+def spark_failures() -> tuple[type[Exception], ...]:
+    """Return what a call of Spark may raise: an error that PySpark knows, or any other of Java."""
+    from py4j.protocol import Py4JError  # noqa: PLC0415  # heavy, as PySpark is
+    from pyspark.errors import PySparkException  # noqa: PLC0415
+
+    return PySparkException, Py4JError
+
+
+def failure_text(error: Exception) -> str:
+    """Return the first line of what Spark says of its failure, without Java's stack trace."""
+    lines = str(getattr(error, "java_exception", error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 @contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}

@@ -1,0 +1,139 @@
+"""Kafka as Spark reads it: committed records only, and never fewer than were asked for."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import pyarrow as pa
+from confluent_kafka import Message
+
+from streamforge.kafka import bootstrap_servers
+from streamforge.offsets import OffsetRange
+from streamforge.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+_COLUMNS = ("partition", "offset", "key", "value", "headers")
+
+
+def records_of(session: SparkSession, settings: Settings, ranges: Sequence[OffsetRange]) -> DataFrame:
+    """Return the records of `ranges` (merged, of one topic); each topic-partition is one task, in offset order.
+
+    No `minPartitions`: it would split a topic-partition over tasks, and the state of a re-run with it. Of a
+    topic-partition with several ranges the records between them come too.
+    """
+    topic = ranges[0].topic
+    starts: dict[str, int] = {}
+    ends: dict[str, int] = {}
+    for each in ranges:
+        starts.setdefault(str(each.partition), each.start)
+        ends[str(each.partition)] = each.end
+    options = {
+        **client_options(settings),
+        "assign": json.dumps({topic: [int(partition) for partition in starts]}),
+        "startingOffsets": json.dumps({topic: starts}),
+        "endingOffsets": json.dumps({topic: ends}),
+        "includeHeaders": "true",
+        "failOnDataLoss": "true",
+        "kafka.isolation.level": "read_committed",
+    }
+    return session.read.format("kafka").options(**options).load().select(*_COLUMNS)
+
+
+def client_options(settings: Settings) -> dict[str, str]:
+    """Return how Kafka's Java client reaches the cluster."""
+    options = {
+        "kafka.bootstrap.servers": bootstrap_servers(settings),
+        "kafka.security.protocol": settings.security_protocol,
+    }
+    if settings.ssl_ca_location:
+        options |= {
+            "kafka.ssl.truststore.type": "PEM",
+            "kafka.ssl.truststore.location": str(settings.ssl_ca_location),
+        }
+    if settings.sasl_mechanism:
+        options["kafka.sasl.mechanism"] = settings.sasl_mechanism
+    if settings.sasl_username and settings.sasl_password:
+        module = "scram.ScramLoginModule" if "SCRAM" in (settings.sasl_mechanism or "") else "plain.PlainLoginModule"
+        user, password = (_quoted(text) for text in (settings.sasl_username, settings.sasl_password.get_secret_value()))
+        options["kafka.sasl.jaas.config"] = (
+            f"org.apache.kafka.common.security.{module} required username={user} password={password};"
+        )
+    return options
+
+
+class RecordStream:
+    """The records of one topic-partition as Spark hands them to a task, range by range.
+
+    Args:
+        batches: of the columns of `records_of`, in offset order.
+    """
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self._batches = iter(batches)
+        self._held: deque[SparkRecord] = deque()
+
+    def partition(self) -> int | None:
+        """Return the topic-partition's number, known from its first record; None: there is no record."""
+        return self._held[0].partition() if self._held or self._fetch() else None
+
+    def read(self, wanted: OffsetRange) -> Iterator[Sequence[Message]]:
+        """Yield the records of a range, in lists; ranges have to be asked for in order."""
+        while self._held or self._fetch():
+            found = []
+            while self._held and self._held[0].offset() < wanted.end:
+                record = self._held.popleft()
+                if record.offset() >= wanted.start:
+                    found.append(record)
+            if found:
+                yield cast("list[Message]", found)
+            if self._held:
+                return
+
+    def _fetch(self) -> bool:
+        for batch in self._batches:
+            if batch.num_rows:
+                columns = (batch.column(name).to_pylist() for name in _COLUMNS)
+                self._held.extend(SparkRecord(*values) for values in zip(*columns, strict=True))
+                return True
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class SparkRecord:
+    """A Kafka record with the methods of the client's message that parsers and decoders use."""
+
+    _partition: int
+    _offset: int
+    _key: bytes | None
+    _value: bytes | None
+    _headers: list[dict[str, Any]] | None
+
+    def partition(self) -> int:
+        """Return the number of its topic-partition."""
+        return self._partition
+
+    def offset(self) -> int:
+        """Return its offset."""
+        return self._offset
+
+    def key(self) -> bytes | None:
+        """Return its key."""
+        return self._key
+
+    def value(self) -> bytes | None:
+        """Return its payload."""
+        return self._value
+
+    def headers(self) -> list[tuple[str, bytes | None]] | None:
+        """Return its headers as the client gives them; None: it has none."""
+        return [(each["key"], each["value"]) for each in self._headers] if self._headers else None
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
