@@ -48,6 +48,7 @@ KINDS = (
     Consumer("parser", "Turns raw trades into typed trades, each venue id once.", ("raw-trades",)),
     Consumer("bars", "Sums trades up to bars and closes them by event time.", ("trades",)),
     Consumer("history-parser", "Turns loaded candle files into venue bars.", ("raw-candles-backfill",)),
+    Consumer("inference", "Forecasts each instrument's volatility from its bars with the champion model.", ("bars",)),
     Consumer(
         "writer",
         "Lands every topic in its Iceberg table, exactly once.",

@@ -10,15 +10,14 @@ from pydantic import Field
 from assets.catalogue import PLATFORM_RESOURCE, platform_of
 from assets.consumers import (
     ALIVE,
-    CONSUMERS,
     KINDS,
     alive,
     consumer_checks,
     judgements,
     observable_consumers,
 )
+from assets.failures import clear_failures
 from streamforge.contracts import Contracts
-from streamforge.errors import StreamForgeError
 from streamforge.events import CommandKind
 from streamforge.supervision import send_command, wait_for_answer
 
@@ -38,21 +37,31 @@ class Tell(dg.Config):
     target: str = Field(
         description="A kind (writer), a slot (writer/0), a process id as consumers/<kind> shows it, or * for all."
     )
-    wait_s: float = Field(15.0, gt=0, description="Seconds to wait for the first answer; without one the run fails.")
+    wait_s: float = Field(
+        default=15.0, gt=0, description="Seconds to wait for the first answer; without one the run fails."
+    )
 
 
 def definitions(contracts: Contracts) -> dg.Definitions:
     """Return the consumers, observed every five minutes, the jobs that tell them, and the sensor that warns."""
     observe = dg.define_asset_job(
         "observe_consumers",
-        selection=dg.AssetSelection.groups(CONSUMERS),
-        description="Record state and lag of every consumer, and whether each is alive.",
+        # By key: a selection by group leaves out what is only observed.
+        selection=dg.AssetSelection.assets(*(each.key for each in KINDS)).without_checks(),
+        description="Record state and lag of every consumer.",
+        executor_def=dg.in_process_executor,
+    )
+    # A job of its own: Dagster does not observe in a job that has checks.
+    check = dg.define_asset_job(
+        "check_consumers",
+        selection=dg.AssetSelection.checks_for_assets(*(each.key for each in KINDS)),
+        description="Check now that no consumer is silent, stuck or has failed; the sensor does it every half minute.",
         executor_def=dg.in_process_executor,
     )
     return dg.Definitions(
         assets=[observable_consumers(contracts)],
         asset_checks=[consumer_checks()],
-        jobs=[observe, *(_job(order, text) for order, text in ORDERS.items())],
+        jobs=[observe, check, *(_job(order, text) for order, text in ORDERS.items())],
         schedules=[
             dg.ScheduleDefinition(
                 job=observe, cron_schedule="*/5 * * * *", default_status=dg.DefaultScheduleStatus.RUNNING
@@ -101,13 +110,10 @@ def _job(order: CommandKind, text: str) -> dg.JobDefinition:
 def _tell(context: dg.OpExecutionContext, order: CommandKind, config: Tell) -> None:
     """Send the command and wait until one process answers; its words become the run's metadata."""
     settings, contracts = platform_of(context)
-    try:
+    with clear_failures():
         sent = send_command(settings, contracts, target=config.target, command=order, issued_by=ISSUED_BY)
         context.log.info("told %s: %s (command %s)", config.target, order, sent.command_id)
         event = wait_for_answer(settings, contracts, sent, timeout_s=config.wait_s)
-    except StreamForgeError as error:
-        kept = " The wish is kept: who is started later obeys it" if order is not CommandKind.STOP else ""
-        raise dg.Failure(f"{error}.{kept}", allow_retries=False) from error
     context.log.info("%s answered: %s %s", event.process_id, event.state, event.detail)
     context.add_output_metadata(
         {"process": event.process_id, "state": str(event.state), "detail": event.detail, "command_id": sent.command_id}

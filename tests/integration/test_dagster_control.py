@@ -1,0 +1,188 @@
+"""Consumers from Dagster, on a real broker: told and heard, observed, and watched when they stand still."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.sensor_definition import SensorExecutionData
+
+from assets.catalogue import PLATFORM_RESOURCE, stream_key
+from assets.consumers import ALIVE, KINDS, Consumer
+from orchestration import control
+from orchestration.control import stuck_consumers
+from orchestration.resources import Platform
+from streamforge.events import ProcessState
+from streamforge.offsets import TopicPartition
+from streamforge.platform.plan import BROKER, make_plan
+from streamforge.processes import LOOPBACK, choose_free_port
+from streamforge.settings import Settings
+from streamforge.supervision import EventPublisher, ProcessIdentity, ProcessStatus
+from tests.dagster_support import Jobs, with_platform
+from tests.pipeline_support import Pipeline, make_pipeline, running, wait_for_positions
+
+pytestmark = pytest.mark.integration
+
+BY_KIND = {each.kind: each for each in KINDS}
+ITEM = str(TopicPartition("trades", 0))
+
+
+@pytest.fixture
+def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
+    return make_pipeline(broker_settings, tmp_path, f"d{uuid.uuid4().hex[:8]}.")
+
+
+@pytest.fixture
+def jobs(pipeline: Pipeline) -> Iterator[Jobs]:
+    definitions = with_platform(control.definitions(pipeline.contracts), pipeline.settings, pipeline.contracts)
+    with dg.instance_for_test() as instance:
+        yield Jobs(definitions, instance)
+
+
+def test_every_process_of_a_platform_is_a_consumer_asset_behind_the_streams_it_reads(pipeline: Pipeline) -> None:
+    plan = make_plan(pipeline.settings, broker=True, simulator=True, remember=False)
+    assert {each.kind for each in plan.processes} - {BROKER} <= set(BY_KIND)
+    specs = {spec.key: spec for assets in control.definitions(pipeline.contracts).assets or () for spec in assets.specs}  # type: ignore[union-attr]
+    parser = specs[BY_KIND["parser"].key]
+    assert [dep.asset_key for dep in parser.deps] == [stream_key(pipeline.contracts["raw-trades"])]
+    assert {name for each in KINDS for name in each.reads} <= set(pipeline.contracts)
+
+
+def test_jobs_tell_a_live_consumer_and_hear_its_answer(pipeline: Pipeline, jobs: Jobs) -> None:
+    with running(pipeline, "parser") as parser:
+        wait_for_positions(pipeline, parser, "raw-trades")
+        paused = jobs.run("pause", {"target": "parser"})
+        assert paused.success, paused.failure
+        assert (paused.metadata["state"], paused.metadata["process"].partition("@")[0]) == ("paused", "parser/0")
+        assert health(jobs, BY_KIND["parser"]) == (True, "parser/0 is paused")
+        assert jobs.run("resume", {"target": "parser/0"}).metadata["state"] == "running"
+        assert jobs.run("stop", {"target": str(paused.metadata["process"])}).metadata["state"] == "stopping"
+        assert parser.join() == 0
+    assert health(jobs, BY_KIND["parser"]) == (True, "parser/0 was stopped")
+
+
+def test_job_that_nobody_answers_fails_and_says_whom_it_asked(jobs: Jobs) -> None:
+    ran = jobs.run("pause", {"target": "nobody", "wait_s": 0.5})
+    assert not ran.success
+    assert "nobody answered pause to 'nobody' within 0.5 s" in ran.failure
+    assert ran.error == "RetryableSourceError"
+
+
+def test_job_without_a_broker_fails_and_says_so(pipeline: Pipeline) -> None:
+    away = pipeline.settings.model_copy(update={"bootstrap_servers": f"{LOOPBACK}:{choose_free_port()}"})
+    definitions = with_platform(control.definitions(pipeline.contracts), away, pipeline.contracts)
+    with dg.instance_for_test() as instance:
+        ran = Jobs(definitions, instance).run("stop", {"target": "parser"})
+    assert not ran.success
+    assert "Is the broker up?" in ran.failure
+
+
+def test_job_without_a_target_is_refused_before_it_starts(jobs: Jobs) -> None:
+    with pytest.raises(dg.DagsterInvalidConfigError, match="target"):
+        jobs.run("stop", {})
+
+
+def test_observation_tells_state_and_lag_of_each_replica(pipeline: Pipeline, jobs: Jobs) -> None:
+    with speaking(pipeline, "writer", "0") as zero, speaking(pipeline, "writer", "1") as one:
+        zero.heartbeat(status(position=100, lag=7))
+        one.heartbeat(status(position=50, lag=5))
+    assert health(jobs, BY_KIND["writer"])[0]
+    assert health(jobs, BY_KIND["bars"]) == (
+        True,
+        "no bars spoke in the last 60 minutes: nobody runs it here",
+    )
+    assert jobs.definitions.resolve_job_def("observe_consumers").execute_in_process(instance=jobs.instance).success
+    [record] = jobs.instance.fetch_observations(BY_KIND["writer"].key, limit=1).records
+    assert record.asset_observation is not None
+    metadata = {name: value.value for name, value in record.asset_observation.metadata.items()}
+    assert (metadata["replicas"], metadata["lag_records"], metadata["health"]) == (2, 12, "well, well")
+    rows = {str(row.data["process"]).partition("@")[0]: row.data for row in metadata["processes"]}
+    assert (rows["writer/0"]["next_offsets"], rows["writer/1"]["lag_records"]) == (100, 5)
+
+
+def test_sensor_fails_the_check_of_a_stuck_consumer_once_and_passes_it_when_it_moves(pipeline: Pipeline) -> None:
+    clock = Clock()
+    with speaking(pipeline, "writer", "0", clock) as writer, dg.instance_for_test() as instance:
+        for ago_s, lag in ((90, 10), (45, 500), (1, 900)):
+            clock.set(ago_s)
+            writer.heartbeat(status(position=100, lag=lag))
+        assert writer.flush() == 0
+        first = tick(pipeline, instance, None)
+        [failed] = first.asset_events
+        assert isinstance(failed, dg.AssetCheckEvaluation)
+        assert (failed.asset_key, failed.check_name, failed.passed) == (BY_KIND["writer"].key, ALIVE, False)
+        assert "stands still at 100" in str(failed.description)
+        second = tick(pipeline, instance, first.cursor)
+        assert second.asset_events == [], "a check that says the same again buries the others"
+        assert "stands still at 100" in str(second.skip_message)
+        clock.set(0)
+        writer.heartbeat(status(position=1000, lag=0))
+        assert writer.flush() == 0
+        [passed] = tick(pipeline, instance, second.cursor).asset_events
+        assert isinstance(passed, dg.AssetCheckEvaluation)
+        assert passed.passed
+
+
+def test_sensor_fails_the_check_of_a_silent_consumer_but_not_of_a_stopped_one(pipeline: Pipeline) -> None:
+    clock = Clock()
+    clock.set(90)
+    with speaking(pipeline, "parser", "0", clock) as silent, speaking(pipeline, "bars", "0", clock) as stopped:
+        silent.heartbeat(status(position=1, lag=0))
+        stopped.heartbeat(status(position=1, lag=0))
+        stopped.finished()
+    with dg.instance_for_test() as instance:
+        events = tick(pipeline, instance, None).asset_events
+    verdicts = {each.asset_key: each.passed for each in events if isinstance(each, dg.AssetCheckEvaluation)}
+    assert verdicts == {BY_KIND["parser"].key: False, BY_KIND["bars"].key: True}
+
+
+class Clock:
+    """A wall clock that a test sets, as seconds before now."""
+
+    def __init__(self) -> None:
+        self._ns = time.time_ns()
+
+    def set(self, ago_s: float) -> None:
+        """Set it so long before now."""
+        self._ns = time.time_ns() - int(ago_s * 1e9)
+
+    def __call__(self) -> int:
+        """Return the time in nanoseconds."""
+        return self._ns
+
+
+@contextmanager
+def speaking(pipeline: Pipeline, kind: str, slot: str, clock: Clock | None = None) -> Iterator[EventPublisher]:
+    """Speak for a process; everything that was said has arrived at the end."""
+    identity = ProcessIdentity.of_this_process(kind, slot)
+    publisher = EventPublisher(pipeline.settings, pipeline.contracts, identity, clock_ns=clock or time.time_ns)
+    try:
+        yield publisher
+        assert publisher.flush(30) == 0
+    finally:
+        publisher.close()
+
+
+def status(*, position: int, lag: int) -> ProcessStatus:
+    return ProcessStatus(ProcessState.RUNNING, [ITEM], {ITEM: position}, {ITEM: lag})
+
+
+def tick(pipeline: Pipeline, instance: dg.DagsterInstance, cursor: str | None) -> SensorExecutionData:
+    """Evaluate the sensor as the daemon does."""
+    resource = Platform(pipeline.settings, pipeline.contracts)
+    with dg.build_sensor_context(instance, cursor=cursor, resources={PLATFORM_RESOURCE: resource}) as context:
+        return stuck_consumers.evaluate_tick(context)
+
+
+def health(jobs: Jobs, consumer: Consumer) -> tuple[bool, str]:
+    """Check all consumers and return what the check of one says."""
+    result = jobs.definitions.resolve_job_def("check_consumers").execute_in_process(instance=jobs.instance)
+    assert result.success
+    found = {each.asset_key: each for each in result.get_asset_check_evaluations()}
+    assert set(found) == {each.key for each in KINDS}
+    return found[consumer.key].passed, str(found[consumer.key].description)
