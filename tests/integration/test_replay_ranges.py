@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from tests.replay_support import (
     rows_of,
     snapshot_ids,
 )
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -68,7 +69,9 @@ def test_ranges_by_produce_time_are_kafkas(pipeline: Pipeline) -> None:
     line = SteppedLine(pipeline)
     line.parse()
     line.land()
-    between = datetime.now(UTC)
+    # Kafka's times are whole milliseconds: the second part must not be produced in that of `between`.
+    between = datetime.now(UTC) + timedelta(milliseconds=1)
+    wait_until(lambda: datetime.now(UTC) > between + timedelta(milliseconds=1), what="the next millisecond")
     produce_raw(pipeline, target_frames[12:])
     target = open_target(pipeline.settings, pipeline.contracts, "trades")
     assert ranges_by_produce_time(target, at(-10), between) == (first,)
