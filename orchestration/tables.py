@@ -1,11 +1,12 @@
 """Streams and tables: what there is of them, and when Dagster looks at them, checks them and mends them."""
 
-from __future__ import annotations
+from datetime import UTC, timedelta
+from typing import Any
 
 import dagster as dg
 
 from assets.bars import BARS_BACKFILL_KEY, bars_backfill
-from assets.catalogue import STREAMS, TABLES, observable_streams, observable_tables
+from assets.catalogue import observable_streams, observable_tables
 from assets.checks import NEWEST_HOURS, table_checks
 from streamforge.contracts import Contracts
 
@@ -20,9 +21,11 @@ _CHECKED_HOURS = 24.0
 
 def definitions(contracts: Contracts) -> dg.Definitions:
     """Return the streams and tables of `contracts`, with jobs and schedules that observe, check and mend them."""
+    streams, tables = observable_streams(contracts), observable_tables(contracts)
     observe = dg.define_asset_job(
         "observe",
-        selection=dg.AssetSelection.groups(STREAMS, TABLES),
+        # By key: a selection by group leaves out what is only observed.
+        selection=dg.AssetSelection.assets(*streams.keys, *tables.keys).without_checks(),
         description="Record where every stream and table stands: offsets and lag, rows and table snapshot.",
     )
     mend_bars = dg.define_asset_job(
@@ -38,7 +41,7 @@ def definitions(contracts: Contracts) -> dg.Definitions:
     )
     newest = {"ops": {item.node_def.name: {"config": {NEWEST_HOURS: _CHECKED_HOURS}} for item in checks}}
     return dg.Definitions(
-        assets=[observable_streams(contracts), observable_tables(contracts), bars_backfill(contracts, HOURLY)],
+        assets=[streams, tables, bars_backfill(contracts, HOURLY)],
         asset_checks=checks,
         jobs=[observe, mend_bars, quality],
         schedules=[
@@ -52,8 +55,23 @@ def definitions(contracts: Contracts) -> dg.Definitions:
                 description=f"Of each table the newest {_CHECKED_HOURS:g} hours; start the job by hand for every row.",
                 default_status=dg.DefaultScheduleStatus.RUNNING,
             ),
-            dg.build_schedule_from_partitioned_job(
-                mend_bars, minute_of_hour=_LATE_ENOUGH_MINUTE, default_status=dg.DefaultScheduleStatus.RUNNING
-            ),
+            _of_the_last_hour(mend_bars),
         ],
     )
+
+
+def _of_the_last_hour(job: Any) -> dg.ScheduleDefinition:  # Dagster does not export the type of an asset job
+    @dg.schedule(
+        name=f"{job.name}_schedule",
+        job=job,
+        cron_schedule=f"{_LATE_ENOUGH_MINUTE} * * * *",
+        execution_timezone="UTC",
+        description="Of the hour that has ended.",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+    def last_hour(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        hour = context.scheduled_execution_time.astimezone(UTC) - timedelta(hours=1)
+        key = hour.strftime(HOURLY.fmt.replace("%M", "00"))
+        return dg.RunRequest(run_key=key, partition_key=key)
+
+    return last_hour
