@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from streamforge import broker
 from streamforge.broker import BrokerState
 from streamforge.contracts import load_contracts
-from streamforge.errors import CommitError, ConfigurationError, StreamForgeError
+from streamforge.errors import CommitError, ConfigurationError, SourceError, StreamForgeError
 from streamforge.lakehouse.catalog import probe_compare_and_set
 from streamforge.platform.control_plane import code_locations, missing
 from streamforge.platform.lifecycle import supervisor_process
@@ -117,7 +117,7 @@ def _spark(settings: Settings) -> Iterator[Finding]:
     """Look for Spark's parts; it is not started, which takes seconds and a gigabyte."""
     try:
         conf = spark_conf(settings)
-    except ConfigurationError as error:
+    except (ConfigurationError, SourceError) as error:
         yield Finding("spark", Level.WARNING, str(error), "Only replays of large ranges, compaction and dbt need Spark")
     else:
         text = f"Spark {SPARK_VERSION}, master {conf['spark.master']}, catalog {conf['spark.sql.defaultCatalog']}"
