@@ -104,6 +104,10 @@ class Cluster:
         state = {"active": 1} if code is None else {"succeeded": 1} if code == 0 else {"failed": 1}
         return self.jobs[name] | {"status": state}
 
+    def has_ended(self, name: str) -> bool:
+        """Return whether the command of Job `name` has ended."""
+        return self._processes[name].poll() is not None
+
     def log(self) -> str:
         """Return what all commands printed."""
         return "\n".join(f"{path.name}\n{path.read_text()}" for path in sorted(self._logs.iterdir()))
@@ -231,6 +235,7 @@ def cluster(platform: Settings, tmp_path: Path) -> Iterator[Cluster]:
     made = Cluster(config_maps, logs)
     yield made
     made.close()
+    print(made.log())  # noqa: T201 - shown when the test fails
 
 
 @pytest.fixture
@@ -264,16 +269,15 @@ def test_run_and_each_of_its_steps_are_jobs_that_kubernetes_takes_and_that_do_th
         job.get_definition(),
         job_code_origin=job.get_python_origin(),
         asset_selection=frozenset({stream, table}),
+        asset_check_selection=frozenset(),
     )
 
     instance.run_launcher.launch_run(LaunchRunContext(run, workspace=None))
-    ended = wait_until(
-        lambda: (found := instance.get_run_by_id(run.run_id)) and found.is_finished and found,
-        timeout_s=240,
-        what="the run ends",
-    )
+    wait_until(lambda: cluster.has_ended(f"dagster-run-{run.run_id}"), timeout_s=270, what="the run's Job ends")
 
-    assert ended.status is dg.DagsterRunStatus.SUCCESS, cluster.log()
+    ended = instance.get_run_by_id(run.run_id)
+    assert ended is not None
+    assert ended.status is dg.DagsterRunStatus.SUCCESS
     assert not cluster.faults
     components = [item["metadata"]["labels"]["app.kubernetes.io/component"] for item in cluster.jobs.values()]
     assert components == ["run_worker", "step_worker", "step_worker"]

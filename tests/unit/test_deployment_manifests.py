@@ -316,6 +316,17 @@ def test_processes_have_the_time_to_end_that_they_may_need() -> None:
         assert pod_of(workloads()[name])["terminationGracePeriodSeconds"] > seconds, name
 
 
+def test_files_that_dagster_is_told_of_are_mounted_and_its_home_can_be_written() -> None:
+    (home,) = {item["data"]["DAGSTER_HOME"] for item in of_kind("ConfigMap").values() if "DAGSTER_HOME" in item["data"]}
+    files = of_kind("ConfigMap")["dagster-instance"]["data"]
+    for item in of_kind("Deployment").values():
+        mounts = {mount["mountPath"]: mount for mount in container_of(item)["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod_of(item)["volumes"]}
+        assert "emptyDir" in volumes[mounts[home]["name"]]
+        told = [f"{home}/dagster.yaml", *(word for word in container_of(item)["args"] if word.endswith(".yaml"))]
+        assert all(mounts[path]["subPath"] in files for path in told)
+
+
 def test_only_one_daemon_runs_at_a_time() -> None:
     spec = workloads()["dagster-daemon"]["spec"]
     assert (spec["replicas"], spec["strategy"]["type"]) == (1, "Recreate")
