@@ -67,7 +67,7 @@ def features(context: dg.AssetExecutionContext, config: FeaturesConfig) -> dg.Ou
             known,
             source=config.source,
             max_intervals=config.max_intervals,
-            reading=context.run_id,
+            reading=context.run.run_id,
             config=FeatureConfig(),
             walk=_WALK,
         )
@@ -101,7 +101,7 @@ def trained_model(
     recipe = Recipe(training=TrainingConfig(seed=config.seed, epochs=config.epochs))
     with clear_failures():
         trained = train_version(
-            settings, known, features, market_graph, recipe=recipe, walk=_WALK, reading=context.run_id
+            settings, known, features, market_graph, recipe=recipe, walk=_WALK, reading=context.run.run_id
         )
     return dg.Output(
         trained,

@@ -17,13 +17,14 @@ from rich.text import Text
 from cli.common import DryRunOption, Output, OutputOption, command, emit, error_console
 
 if TYPE_CHECKING:
-    from streamforge.demo.report import DemoReport
+    from streamforge.demo.report import DemoReport, ModelFigures
     from streamforge.demo.run import Phase
     from streamforge.lakehouse.table_freshness import Quantiles
 
 _INTERRUPTED = 130
 _WHAT = {
     "start": "starting Kafka, writer, bars, parser, market, loader",
+    "models": "a history is loaded and a model trained through Dagster",
     "market": "the market runs and everything is captured",
     "landing": "market and loader stop, the tables catch up",
     "replay": "a range of trades is made again",
@@ -47,6 +48,9 @@ def demo(
         typer.Option(help="Folder with recorded data (has ws_binance/): replayed as venue BINANCE afterwards."),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the platform running after a good end.")] = False,
+    models: Annotated[
+        bool, typer.Option("--models", help="Train a graph model through Dagster and forecast with it (group `ml`).")
+    ] = False,
     dry_run: DryRunOption = False,
     output: OutputOption = Output.TEXT,
 ) -> int:
@@ -82,6 +86,7 @@ def demo(
         start_minutes_ago=start_minutes_ago,
         recordings_dir=recordings,
         keep=keep,
+        models=models,
     )
     faults.arm(settings.kill_at)
     with _Screen() as screen:
@@ -169,6 +174,8 @@ def _render(report: DemoReport, file: Path, *, kept: bool) -> Group:
                 f"Replay of {', '.join(replay.ranges)}: {replay.rows:,} rows made again, {said} ({replay.hash_after})."
             )
         )
+    if report.models is not None:
+        parts.append(_model(report.models))
     parts += [Text(f"Problem: {item}", style="bold red") for item in report.problems]
     parts.append(
         Text(
@@ -179,6 +186,16 @@ def _render(report: DemoReport, file: Path, *, kept: bool) -> Group:
     )
     parts.append(_ways_on(report, file, kept=kept))
     return Group(*parts)
+
+
+def _model(models: ModelFigures) -> Text:
+    ordered = sorted(models.rmse.items(), key=lambda item: item[1])
+    errors = ", ".join(f"{name} {value:.4f}" for name, value in ordered)
+    role = "champion" if models.is_champion else "challenger, not promoted"
+    return Text(
+        f"Model {models.version} ({role}), trained through Dagster on {models.history_rows:,} candles; rmse of log "
+        f"volatility: {errors}. {models.forecasts:,} forecasts of live bars landed."
+    )
 
 
 def _headline(report: DemoReport) -> Panel:

@@ -89,6 +89,25 @@ class ReplayFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """The model that was trained through Dagster, and what it did.
+
+    Args:
+        history_rows: candles that were loaded for it.
+        version: in the registry.
+        is_champion: whether it beat every baseline and forecasts.
+        rmse: error of log volatility in the walk forward, by model.
+        forecasts: rows of `predictions` that landed.
+    """
+
+    history_rows: int
+    version: str
+    is_champion: bool
+    rmse: Mapping[str, float]
+    forecasts: int
+
+
+@dataclass(frozen=True, slots=True)
 class DemoReport:
     """Everything a demo found out.
 
@@ -101,6 +120,7 @@ class DemoReport:
         event_freshness: since the venue's time.
         ledger: ids sent against ids captured; None where the demo did not come so far.
         replay: None where the demo did not come so far.
+        models: None where none were asked for.
         problems: what went wrong, one sentence each; empty when all is well.
         phases: seconds that each phase took, in order.
         files: where things lie, by what they are.
@@ -114,6 +134,7 @@ class DemoReport:
     event_freshness: Quantiles | None
     ledger: LedgerFigures | None
     replay: ReplayFigures | None
+    models: ModelFigures | None
     problems: Sequence[str]
     phases: Mapping[str, float]
     files: Mapping[str, str]
@@ -163,6 +184,7 @@ class DemoReport:
             "replay": None
             if self.replay is None
             else asdict(self.replay) | {"changed_nothing": self.replay.changed_nothing},
+            "models": None if self.models is None else asdict(self.models),
             "problems": list(self.problems),
             "phases_s": {name: round(seconds, 3) for name, seconds in self.phases.items()},
             "files": dict(self.files),
@@ -178,6 +200,7 @@ def make_report(
     verdicts: Sequence[Verdict],
     ledger: LedgerFigures | None,
     replay: ReplayFigures | None,
+    models: ModelFigures | None = None,
     problems: Sequence[str],
     phases: Mapping[str, float],
     files: Mapping[str, str],
@@ -209,6 +232,7 @@ def make_report(
         event_freshness=quantiles(np.concatenate([item.event for item in received])) if received else None,
         ledger=ledger,
         replay=replay,
+        models=models,
         problems=[*problems, *_problems(events_produced, ages, by_table, ledger, replay)],
         phases=phases,
         files=files,

@@ -1,6 +1,7 @@
 """The demo: a platform on a home of its own, a market for a minute, and what became of every message.
 
     start       broker, topics, writer, bars, parser, market and loader, by the supervisor of `streamforge up`
+    models      where asked for: load a history, retrain through Dagster (`streamforge.demo.models`)
     market      until so many events were captured and a minute is over, so that there are bars
     landing     the market is stopped, then the loader; wait until the tables have all that the topics hold
     replay      make one offset range of `trades` again: nothing may change
@@ -31,9 +32,11 @@ from streamforge.demo.market import (
     with_recorded_market,
     with_synthetic_market,
 )
+from streamforge.demo.models import train_demo_model
 from streamforge.demo.report import (
     DemoReport,
     LedgerFigures,
+    ModelFigures,
     ReplayFigures,
     Verdict,
     ledger_figures,
@@ -46,7 +49,7 @@ from streamforge.kafka_server import class_path
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.content_hash import content_hash, content_schema
 from streamforge.lakehouse.kafka_reader import log_ranges
-from streamforge.lakehouse.line import Line
+from streamforge.lakehouse.line import Line, LineState
 from streamforge.lakehouse.replay import replay
 from streamforge.lakehouse.table_freshness import TableAges
 from streamforge.lakehouse.verify import verify_tables
@@ -67,6 +70,7 @@ class Phase(StrEnum):
     """What the demo is doing."""
 
     START = "start"
+    MODELS = "models"
     MARKET = "market"
     LANDING = "landing"
     REPLAY = "replay"
@@ -86,6 +90,7 @@ class DemoOptions:
         start_minutes_ago: the simulated market begins so long ago and runs fast until it is now.
         recordings_dir: folder with recorded data to replay afterwards.
         keep: leave the platform running after a good end.
+        models: train a model and forecast with it.
     """
 
     events: int = 100_000
@@ -94,6 +99,7 @@ class DemoOptions:
     start_minutes_ago: float = 0.0
     recordings_dir: Path | None = None
     keep: bool = False
+    models: bool = False
 
 
 class Watcher(Protocol):
@@ -180,6 +186,7 @@ class _Demo:
         self._verdicts: list[Verdict] = []
         self._ledger: LedgerFigures | None = None
         self._replay: ReplayFigures | None = None
+        self._models: ModelFigures | None = None
         self._is_done = False
 
     def run(self) -> DemoReport | None:
@@ -217,6 +224,7 @@ class _Demo:
             verdicts=self._verdicts,
             ledger=self._ledger,
             replay=self._replay,
+            models=self._models,
             problems=self._problems,
             phases=self._clock.phases,
             files={
@@ -246,6 +254,8 @@ class _Demo:
     def _work(self, plan: PlatformPlan) -> None:
         line = Line(self._settings, self._contracts)
         session = Session(self._settings, self._contracts, plan)
+        if self._options.models:
+            self._attempt(Phase.MODELS, self._train_model)
         for phase, step in (
             (Phase.MARKET, lambda: self._run_market(line, session)),
             (Phase.LANDING, lambda: self._land(line, session, self._files.ledger)),
@@ -284,15 +294,31 @@ class _Demo:
             state = line.look()
             found = captured(state)
             bars = state.rows["bars"]
+            self._count_forecasts(state)
             note = f"{sum(state.rows.values()):,} rows landed, {'bars are there' if bars else 'the minute runs'}"
             self._watcher.progress(min(found, wanted), wanted, note)
-            if found >= wanted and bars:
+            if found >= wanted and bars and not self._waits_for_forecasts():
                 return
             session.require_running()
             if time.monotonic() > deadline_s:
                 msg = f"captured {found:,} of {wanted:,} events and landed {bars} bars before the time was over"
+                if self._waits_for_forecasts():
+                    msg = f"{msg}; no forecast of champion {self._models.version if self._models else None} landed"
                 raise ProcessError(msg)
             time.sleep(_POLL_S)
+
+    def _train_model(self) -> None:
+        """Load a history and retrain; bars of the live market close meanwhile, and forecasts begin with the next."""
+        self._models = train_demo_model(self._settings, self._watcher.tell)
+        if not self._models.is_champion:
+            self._problems.append(f"model {self._models.version} did not beat every baseline: {self._models.rmse}")
+
+    def _waits_for_forecasts(self) -> bool:
+        return self._models is not None and self._models.is_champion and not self._models.forecasts
+
+    def _count_forecasts(self, state: LineState) -> None:
+        if self._models is not None:
+            self._models = replace(self._models, forecasts=state.rows["predictions"])
 
     def _land(self, line: Line, session: Session, ledger: Path) -> None:
         """Stop the market, then its loader, and wait until the tables have everything."""

@@ -20,6 +20,9 @@ from streamforge.gnn.panel import BoolArray, FloatArray, IntArray, Panel
 
 _DAY_NS = 86_400_000_000_000
 
+_RETURN_LIMIT = 8.0
+"""Returns in units of volatility are cut here: one broken print must not carry a fit."""
+
 
 class FeatureConfig(msgspec.Struct, frozen=True):
     """How features are made.
@@ -31,7 +34,7 @@ class FeatureConfig(msgspec.Struct, frozen=True):
     """
 
     windows: tuple[int, ...] = (1, 6, 24, 168)
-    full_window: int = 24
+    full_window: int = 6
 
     @property
     def history_intervals(self) -> int:
@@ -99,7 +102,7 @@ def features_of(panel: Panel, config: FeatureConfig) -> FeatureSet:
     # Without the bar before, the return is not known; 0 is what is expected of it.
     scaled = np.nan_to_num(returns / np.exp(means[0 if len(means) == 1 else 1]), nan=0.0)
     scaled = np.clip(scaled, -_RETURN_LIMIT, _RETURN_LIMIT)
-    usual_volume = trailing_mean(panel.log_volume, config.full_window, least=1)
+    usual_volume = trailing_mean(panel.log_volume, max(config.windows), least=1)
     volume = np.nan_to_num(panel.log_volume - usual_volume, nan=0.0)
     day_sin, day_cos = _time_of_day(panel)
     shape = log_volatility.shape
@@ -125,10 +128,6 @@ def features_of(panel: Panel, config: FeatureConfig) -> FeatureSet:
         known=np.isfinite(values).all(axis=-1),
         log_volatility=log_volatility,
     )
-
-
-_RETURN_LIMIT = 8.0
-"""Returns in units of volatility are cut here: one broken print must not carry a fit."""
 
 
 def trailing_mean(values: FloatArray, window: int, *, least: int) -> FloatArray:

@@ -179,6 +179,12 @@ def register(
     return version
 
 
+def version_metrics(settings: Settings, version: str) -> dict[str, float]:
+    """Return the figures that were written beside a version."""
+    client = _client(settings)
+    return dict(client.get_run(client.get_model_version(MODEL_NAME, version).run_id).data.metrics)
+
+
 def log_metrics(settings: Settings, version: str, metrics: Mapping[str, float]) -> None:
     """Write figures of a version beside it."""
     client = _client(settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,23 +63,14 @@ def synthetic_candles(
     volumes = np.exp(random.normal(3.0, 0.3, ranges.shape) + 0.5 * seen)
     starts_ns = first_ns + np.arange(intervals, dtype=np.int64) * interval_ns
     count = len(market.symbols)
-    return pa.table(
-        {
-            "base": np.repeat(np.array(market.symbols), intervals),
-            "ts_start_ns": np.tile(starts_ns, count),
-            "ts_end_ns": np.tile(starts_ns + interval_ns, count),
-            **{
-                name: values.T.reshape(-1)
-                for name, values in (
-                    ("open", opens),
-                    ("high", highs),
-                    ("low", lows),
-                    ("close", closes),
-                    ("volume", volumes),
-                )
-            },
-        }
-    )
+    prices = {"open": opens, "high": highs, "low": lows, "close": closes, "volume": volumes}
+    columns: dict[str, Any] = {
+        "base": np.repeat(np.array(market.symbols), intervals),
+        "ts_start_ns": np.tile(starts_ns, count),
+        "ts_end_ns": np.tile(starts_ns + interval_ns, count),
+        **{name: values.T.reshape(-1) for name, values in prices.items()},
+    }
+    return pa.table(columns)
 
 
 def _log_volatility(market: SyntheticMarket, intervals: int, random: np.random.Generator) -> FloatArray:
