@@ -50,8 +50,8 @@ def load(
     channels: Annotated[str, typer.Option(help="Channels, with commas.")] = ",".join(CHANNELS),
     slot: Annotated[str, typer.Option(help="Replica name, stable over restarts.")] = "0",
     metrics_port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="Port of metrics and readiness; 0: a free one.")
-    ] = None,
+        int, typer.Option(min=0, max=65_535, help="Port of metrics and readiness; 0: a free one.")
+    ] = 0,
     duration_s: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds.")] = None,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after at least so many frames.")] = None,
     dry_run: DryRunOption = False,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.table import Table
@@ -67,6 +68,9 @@ def simulate(
         ),
     ] = None,
     slot: Annotated[str, typer.Option(help="Name of this simulator in events and commands.")] = "0",
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port of metrics and readiness; 0: a free one.")
+    ] = 0,
     dry_run: DryRunOption = False,
     output: OutputOption = Output.TEXT,
 ) -> int:
@@ -99,7 +103,8 @@ def simulate(
     if dry_run:
         emit({"dry_run": True, **description}, output, lambda: _table("would serve", description))
         return 0
-    summary = description | _served(market, settings, plan, _control(settings, slot, wanted=kafka), output)
+    process = _Process(slot, metrics_port, kafka)
+    summary = description | _served(market, settings, plan, process, output)
     emit(summary, output, lambda: _table("served", summary))
     return 0
 
@@ -123,20 +128,38 @@ def _available(source: Source, settings: SimulatorSettings) -> Source:
     return Source.SYNTHETIC
 
 
+class _Process(NamedTuple):
+    """How this process appears among others."""
+
+    slot: str
+    metrics_port: int
+    kafka: bool | None
+
+
 def _served(
-    market: MarketSource, settings: SimulatorSettings, plan: SimulatorPlan, control: Control | None, output: Output
+    market: MarketSource, settings: SimulatorSettings, plan: SimulatorPlan, process: _Process, output: Output
 ) -> dict[str, Any]:
     """Serve to the end and return what there is to say about it."""
     import asyncio
 
     from streamforge.collector import calm_collector
+    from streamforge.metrics import MetricsServer, ProcessMetrics
+    from streaming.simulator.metrics import KIND
     from streaming.simulator.process import run_simulator
 
     calm_collector()
-    serving = run_simulator(
-        market, settings, plan, control=control, announce=_announced(output), progress=_progress(output)
-    )
-    return _summary(asyncio.run(serving))
+    metrics = ProcessMetrics(KIND, process.slot)
+    with closing(MetricsServer(metrics, port=process.metrics_port, host=settings.metrics_host)) as server:
+        serving = run_simulator(
+            market,
+            settings,
+            plan,
+            control=_control(settings, process, metrics_port=server.port),
+            metrics=metrics,
+            announce=_announced(output, server.port),
+            progress=_progress(output),
+        )
+        return _summary(asyncio.run(serving))
 
 
 def _recorded(settings: SimulatorSettings, speed: float) -> MarketSource:
@@ -158,22 +181,22 @@ def _synthetic(
     return SyntheticMarket(default_instruments(instruments), settings)
 
 
-def _control(settings: SimulatorSettings, slot: str, *, wanted: bool | None) -> Control | None:
+def _control(settings: SimulatorSettings, process: _Process, *, metrics_port: int) -> Control | None:
     """Return the Kafka side: when it is wanted, or nothing is said and a broker is set."""
     from streamforge.errors import ConfigurationError
     from streamforge.kafka import bootstrap_servers
 
-    if wanted is False:
+    if process.kafka is False:
         return None
     try:
         bootstrap_servers(settings)
     except ConfigurationError:
-        if wanted:
+        if process.kafka:
             raise
         return None
     from streaming.simulator.control import KafkaControl
 
-    return KafkaControl(settings, slot)
+    return KafkaControl(settings, process.slot, metrics_port=metrics_port)
 
 
 def _description(source: Source, market: MarketSource) -> dict[str, Any]:
@@ -189,10 +212,11 @@ def _summary(result: SimulatorResult) -> dict[str, Any]:
     return asdict(result) | {"messages_per_s": round(result.messages_per_s, 1), "wall_s": round(result.wall_s, 3)}
 
 
-def _announced(output: Output) -> Callable[[str, str], None]:
+def _announced(output: Output, metrics_port: int) -> Callable[[str, str], None]:
     def announce(ws_url: str, rest_url: str) -> None:
         if output is Output.TEXT:
-            error_console.print(f"WebSocket {ws_url}   REST {rest_url}   (Ctrl-C stops)", highlight=False)
+            text = f"WebSocket {ws_url}   REST {rest_url}   metrics on port {metrics_port}   (Ctrl-C stops)"
+            error_console.print(text, highlight=False)
 
     return announce
 

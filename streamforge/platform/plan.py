@@ -127,7 +127,7 @@ def make_plan(settings: Settings, *, broker: bool, simulator: bool, remember: bo
     """
     files = PlatformFiles(settings.home_path)
     kinds = consumer_kinds()
-    served = ["simulator websocket", "simulator rest"] if simulator else []
+    served = ["simulator websocket", "simulator rest", f"{SIMULATOR} {_METRICS}"] if simulator else []
     names = [*served, *(f"{kind} {_METRICS}" for kind in (LOADER, *kinds))]
     ports = remembered_ports(files.ports, names, release_s=PORT_RELEASE_S, remember=remember)
     # Readers first: nothing waits in a topic that nobody reads. The venue before the loader, who looks for it.
@@ -184,9 +184,11 @@ def _consumer(files: PlatformFiles, kind: str, metrics_port: int) -> ProcessPlan
 
 def _simulator(files: PlatformFiles, settings: Settings, ports: Mapping[str, int]) -> ProcessPlan:
     source = "synthetic" if settings.recordings_dir is None else "recordings"
-    served = {"websocket": ports["simulator websocket"], "rest": ports["simulator rest"]}
+    metrics_port = ports[f"{SIMULATOR} {_METRICS}"]
+    served = {"websocket": ports["simulator websocket"], "rest": ports["simulator rest"], _METRICS: metrics_port}
     arguments = ["simulate", "--source", source, "--slot", _SLOT, "--kafka", "--ledger", str(files.ledger)]
-    arguments += ["--ws-port", str(served["websocket"]), "--rest-port", str(served["rest"]), "--output", "json"]
+    arguments += ["--ws-port", str(served["websocket"]), "--rest-port", str(served["rest"])]
+    arguments += ["--metrics-port", str(metrics_port), "--output", "json"]
     return _process(files, SIMULATOR, arguments, served)
 
 

@@ -13,44 +13,73 @@ from streamforge.events import Command, CommandKind, ProcessState
 from streamforge.settings import Settings
 from streamforge.supervision import ControlListener, EventPublisher, ProcessIdentity, ProcessStatus
 from streaming.simulator.faults import fault_from_arguments
+from streaming.simulator.metrics import KIND, counters
 from streaming.simulator.server import MarketServer
-
-KIND = "simulator"
 
 _LOG = structlog.get_logger("streamforge.simulator")
 _POLL_S = 0.1
-_HEARTBEAT_S = 5.0
+_REPORT_S = 5.0
+_CONTROL_TIMEOUT_S = 30.0
 
 
 class KafkaControl:
     """Publish the simulator's events, and obey the commands that are addressed to it.
 
-    A paused market stands still; when it resumes it makes up for the time, so nothing of it is missing.
+    A paused market stands still; when it resumes it makes up for the time, so nothing of it is missing. It stands
+    still at the start too, until it is known whether it was paused.
 
     Args:
         settings: where the broker is.
         slot: name of this simulator, stable over restarts.
+        metrics_port: port of metrics and readiness, said in events.
+        control_timeout_s: longest wait for `queue-control` at the start, seconds.
     """
 
-    def __init__(self, settings: Settings, slot: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        slot: str,
+        *,
+        metrics_port: int | None = None,
+        control_timeout_s: float = _CONTROL_TIMEOUT_S,
+    ) -> None:
         contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
         identity = ProcessIdentity.of_this_process(KIND, slot)
-        self._events = EventPublisher(settings, contracts, identity)
+        self._events = EventPublisher(settings, contracts, identity, metrics_port=metrics_port)
         self._control = ControlListener(settings, contracts, identity)
+        self._control_timeout_s = control_timeout_s
+        self._said_at_s = 0.0
+        self._said_messages = 0
 
     async def run(self, server: MarketServer) -> None:
-        """Say that it started, then hear commands and send heartbeats until cancelled."""
+        """Say that it started, then hear commands and report until cancelled.
+
+        Raises:
+            RetryableSourceError: whether it is paused could not be learned.
+        """
         self._events.started(self._status(server))
-        beat_s = time.monotonic()
+        started_s = self._said_at_s = time.monotonic()
         while True:
             await asyncio.sleep(_POLL_S)
             commands = self._control.poll()
-            server.paused = self._control.paused
+            if not self._control.caught_up and time.monotonic() - started_s > self._control_timeout_s:
+                raise self._control.not_caught_up(self._control_timeout_s)
+            server.paused = self._control.paused or not self._control.caught_up
             for command in commands:
                 self._events.answer(command, self._status(server), detail=_obey(command, server))
-            if time.monotonic() - beat_s >= _HEARTBEAT_S:
-                beat_s = time.monotonic()
-                self._events.heartbeat(self._status(server))
+            self._report(server)
+
+    def _report(self, server: MarketServer) -> None:
+        """Say every few seconds how far it is, or that it lives where nothing was sent."""
+        elapsed_s = time.monotonic() - self._said_at_s
+        if elapsed_s < _REPORT_S:
+            return
+        messages = server.messages_sent - self._said_messages
+        if messages:
+            self._events.progress(self._status(server), detail=f"{messages / elapsed_s:,.0f} messages/s")
+        else:
+            self._events.heartbeat(self._status(server))
+        self._said_at_s, self._said_messages = self._said_at_s + elapsed_s, server.messages_sent
 
     def close(self, error: StreamForgeError | None) -> None:
         """Say that it finished, or what went wrong, and let go of the clients."""
@@ -63,11 +92,9 @@ class KafkaControl:
 
     def _status(self, server: MarketServer) -> ProcessStatus:
         state = ProcessState.PAUSED if self._control.paused else ProcessState.RUNNING
-        counters = {
-            "messages_sent_total": float(server.messages_sent),
-            "connections_total": float(server.connections_total),
-        }
-        return ProcessStatus(state, counters=counters)
+        if not self._control.caught_up:
+            state = ProcessState.STARTING
+        return ProcessStatus(state, counters=counters(server))
 
 
 def _obey(command: Command, server: MarketServer) -> str:

@@ -14,7 +14,9 @@ import msgspec
 
 from streamforge.errors import ConfigurationError, StreamForgeError
 from streamforge.ledger import LedgerWriter
+from streamforge.metrics import ProcessMetrics
 from streaming.simulator.faults import Fault, FaultPlan
+from streaming.simulator.metrics import KIND, MarketCollector
 from streaming.simulator.rest import RestServer
 from streaming.simulator.server import MarketServer
 from streaming.simulator.settings import SimulatorSettings
@@ -52,7 +54,7 @@ class Control(Protocol):
     """Something that tells a running simulator what to do."""
 
     async def run(self, server: MarketServer) -> None:
-        """Obey until cancelled."""
+        """Obey until cancelled; `server` is paused until this says otherwise."""
 
     def close(self, error: StreamForgeError | None) -> None:
         """Say how it ended and let go of clients."""
@@ -81,6 +83,7 @@ async def run_simulator(
     plan: SimulatorPlan,
     *,
     control: Control | None = None,
+    metrics: ProcessMetrics | None = None,
     announce: Callable[[str, str], None] | None = None,
     progress: Callable[[MarketServer], None] | None = None,
 ) -> SimulatorResult:
@@ -91,6 +94,7 @@ async def run_simulator(
         settings: addresses and the venue's limits.
         plan: what to do.
         control: obeyed while it runs.
+        metrics: gets the simulator's figures, and is ready while both servers listen.
         announce: called with the WebSocket and the REST URL once both servers listen.
         progress: called about once a second.
 
@@ -113,6 +117,9 @@ async def run_simulator(
     for fault in plan.faults:
         server.faults.add(fault, server.monotonic_ns())
     rest = RestServer(source, settings, server.clock_ns)
+    server.paused = control is not None
+    metrics = metrics or ProcessMetrics(KIND, "")
+    metrics.registry.register(MarketCollector(server))
     failure: StreamForgeError | None = None
     try:
         await server.start()
@@ -120,6 +127,7 @@ async def run_simulator(
         host = settings.simulator_host
         ws_url, rest_url = f"ws://{host}:{server.port}", f"http://{host}:{rest.port}"
         _write_address(plan.address_file, ws_url, rest_url)
+        metrics.set_ready(True)
         if announce is not None:
             announce(ws_url, rest_url)
         await _serve(server, plan, control, progress)
@@ -127,6 +135,7 @@ async def run_simulator(
         failure = error
         raise
     finally:
+        metrics.set_ready(False)
         await rest.close()
         await server.close()
         if control is not None:

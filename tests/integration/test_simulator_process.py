@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from cli.app import app
 from streamforge.events import CommandKind, ProcessState
 from streamforge.ledger import read_ledger
 from streamforge.settings import Settings
-from streamforge.supervision import read_process_states, send_command, wait_for_answer
+from streamforge.supervision import read_events, read_process_states, send_command, wait_for_answer
 from tests.conftest import MakeTopics
 from tests.integration.simulated_venue import RECEIVE_TIMEOUT_S, drain, receive, run, trade_ids
 from tests.waiting import wait_until
@@ -38,6 +39,7 @@ class Simulator:
     def __init__(self, folder: Path, arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
         self.ledger = folder / "ledger"
         self._address = folder / "address.json"
+        self._address.unlink(missing_ok=True)  # of the one before
         command = [sys.executable, "-m", "cli", "simulate", "--output", "json", "--instruments", "2", "--rate", "100"]
         command += ["--ledger", str(self.ledger), "--address-file", str(self._address), *arguments]
         self.process = subprocess.Popen(
@@ -162,7 +164,8 @@ def test_commands_over_kafka_are_obeyed_and_events_published(
     }
     simulator = start(environment=environment)
     url = simulator.url("rest_url")
-    wait_until(lambda: read_process_states(platform, contracts), what="the started event")
+    [started] = wait_until(lambda: read_process_states(platform, contracts), what="the started event").values()
+    served = f"http://127.0.0.1:{started.metrics_port}"
 
     def tell(command: CommandKind, **arguments: str) -> Any:
         sent = send_command(
@@ -171,6 +174,8 @@ def test_commands_over_kafka_are_obeyed_and_events_published(
         return wait_for_answer(platform, contracts, sent, timeout_s=RECEIVE_TIMEOUT_S)
 
     assert tell(CommandKind.PING).state is ProcessState.RUNNING
+    assert httpx.get(f"{served}/ready").status_code == 200
+    assert "streamforge_simulator_messages_sent_total 0.0" in httpx.get(f"{served}/metrics").text
     assert tell(CommandKind.FAULT, fault="nonsense").detail.startswith("refused: ")
     assert tell(CommandKind.FAULT, fault="listing", symbol="NEWUSDT").detail == ""
     wait_until(lambda: "NEWUSDT" in httpx.get(f"{url}/api/v3/exchangeInfo").text, what="the listing")
@@ -182,6 +187,48 @@ def test_commands_over_kafka_are_obeyed_and_events_published(
     assert [(event.kind, event.event, event.state) for event in states.values()] == [
         ("simulator", "finished", "stopped")
     ]
+
+
+def test_progress_is_published_and_a_paused_market_stands_still_after_a_restart(
+    start: Start, platform: Settings, make_topics: MakeTopics
+) -> None:
+    contracts = make_topics("queue-events", "queue-control")
+    environment = {
+        "STREAMFORGE_BOOTSTRAP_SERVERS": str(platform.bootstrap_servers),
+        "STREAMFORGE_TOPIC_PREFIX": platform.topic_prefix,
+    }
+
+    def said(**wanted: object) -> Any:
+        return next(
+            (
+                event
+                for event in read_events(platform, contracts, within_s=3_600)
+                if all(getattr(event, name) == value for name, value in wanted.items())
+            ),
+            None,
+        )
+
+    async def listen(simulator: Simulator, condition: Callable[[], Any], what: str) -> None:
+        async with aiohttp.ClientSession() as session:
+            client = await connect(simulator, session)
+            await asyncio.to_thread(wait_until, condition, what=what)
+            await client.close()
+
+    first = start(environment=environment)
+    run(listen(first, lambda: said(event="progress"), "progress of a market that is listened to"))
+    progress = said(event="progress")
+    assert progress.counters["messages_sent_total"] > 0
+    assert progress.detail.endswith(" messages/s")
+    send_command(platform, contracts, target="simulator", command=CommandKind.PAUSE, issued_by="test")
+    first.process.terminate()
+    first.result()
+
+    second = start(environment=environment)
+    run(listen(second, lambda: said(event="heartbeat", pid=second.process.pid), "a heartbeat of the next one"))
+    second.process.terminate()
+    assert second.result()["messages_sent"] == 0, "a paused market has sent"
+    last = said(event="heartbeat", pid=second.process.pid)
+    assert last.state is ProcessState.PAUSED
 
 
 @pytest.mark.parametrize(
