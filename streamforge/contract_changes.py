@@ -252,7 +252,15 @@ def _compare_topic(old: TopicSettings | None, new: TopicSettings | None) -> Iter
         keyed = bool(old.key or new.key) or new.partitions < old.partitions
         detail = f"from {old.partitions} to {new.partitions}" + ("; a key's records would lose their order" * keyed)
         yield _change("topic", "partition_count_changed", detail, breaking=keyed)
-    for name in ("encoding", "cleanup_policy", "transactional", "retention_ms", "max_message_bytes"):
+    terms = (
+        "encoding",
+        "cleanup_policy",
+        "transactional",
+        "retention_ms",
+        "max_message_bytes",
+        "min_compaction_lag_ms",
+    )
+    for name in terms:
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
             breaking = name == "encoding" or (name == "transactional" and before)

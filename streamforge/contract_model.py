@@ -128,6 +128,7 @@ class TopicSettings:
     encoding: Encoding
     transactional: bool
     max_message_bytes: int
+    min_compaction_lag_ms: int = 0
 
     @property
     def config(self) -> dict[str, str]:
@@ -136,6 +137,7 @@ class TopicSettings:
             "cleanup.policy": self.cleanup_policy,
             "retention.ms": str(self.retention_ms),
             "max.message.bytes": str(self.max_message_bytes),
+            "min.compaction.lag.ms": str(self.min_compaction_lag_ms),
             "message.timestamp.type": "CreateTime",
         }
 

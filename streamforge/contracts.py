@@ -67,6 +67,9 @@ class ContractProperties(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     cleanup_policy: Annotated[str, msgspec.Meta(pattern=_CLEANUP_POLICY)] = msgspec.field(
         name="topic.cleanupPolicy", default="delete"
     )
+    min_compaction_lag_ms: Annotated[int, msgspec.Meta(ge=0)] = msgspec.field(
+        name="topic.minCompactionLagMs", default=0
+    )
     transactional: bool = msgspec.field(name="topic.transactional", default=False)
     max_message_bytes: _Positive = msgspec.field(name="topic.maxMessageBytes", default=1_048_588)
     applies_to: list[_Name] = msgspec.field(name="topic.appliesTo", default_factory=list)
@@ -268,6 +271,7 @@ def _topic(
         encoding=custom.encoding,
         transactional=custom.transactional,
         max_message_bytes=custom.max_message_bytes,
+        min_compaction_lag_ms=custom.min_compaction_lag_ms,
     )
 
 

@@ -76,9 +76,14 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     arguments: dict[str, str] = {}
 
     @property
+    def is_desired_state(self) -> bool:
+        """Return whether it holds until another one replaces it; else it is done once."""
+        return self.command in (CommandKind.PAUSE, CommandKind.RESUME)
+
+    @property
     def key(self) -> str:
         """Return the record key: the target for desired state, a key of its own for what is done once."""
-        if self.command in (CommandKind.PAUSE, CommandKind.RESUME):
+        if self.is_desired_state:
             return self.target
         return f"{self.target}#{self.command_id}"
 

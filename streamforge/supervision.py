@@ -219,6 +219,7 @@ class ControlListener:
         self._identity = identity
         self.paused = False
         topic = topic_of(contracts, CONTROL_CONTRACT)
+        self._topic_name = topic.name
         self._unread = set(range(topic.partitions))
         # Not `error` as elsewhere: this reader has no position that could be lost, it starts at the log start.
         self._consumer = Consumer(
@@ -241,12 +242,26 @@ class ControlListener:
         return self._hear(0)
 
     def wait_until_caught_up(self, timeout_s: float) -> list[Command]:
-        """Poll until `caught_up` or `timeout_s` is over; return the commands heard meanwhile."""
+        """Poll until `caught_up`; return the commands heard meanwhile.
+
+        Raises:
+            RetryableSourceError: it is not within `timeout_s`.
+        """
         deadline_s = time.monotonic() + timeout_s
         commands = self._hear(0)
         while not self.caught_up and time.monotonic() < deadline_s:
             commands.extend(self._hear(_POLL_S))
+        if not self.caught_up:
+            raise self.not_caught_up(timeout_s)
         return commands
+
+    def not_caught_up(self, waited_s: float) -> RetryableSourceError:
+        """Return the error of a process that cannot know whether it was paused before its start."""
+        msg = (
+            f"{self._topic_name} was not read to its end within {waited_s} s. Whether this process was told to pause "
+            "is not known, so it does no work. Is the broker up, does the topic exist? `streamforge doctor`"
+        )
+        return RetryableSourceError(msg)
 
     def close(self) -> None:
         """Let go of the client."""
@@ -263,15 +278,17 @@ class ControlListener:
         return [command for command in heard if command is not None]
 
     def _understood(self, value: bytes | None) -> Command | None:
+        if value is None:  # the tombstone of a command that was done once
+            return None
         try:
-            command = decode_command(value or b"")
+            command = decode_command(value)
         except DecodeError as error:
             _CLIENT_LOG.warning("%s: skipped", error)
             return None
         me = self._identity
         if not command.addresses(process_id=me.process_id, kind=me.kind, slot=me.slot):
             return None
-        if command.command in (CommandKind.PAUSE, CommandKind.RESUME):
+        if command.is_desired_state:
             self.paused = command.command is CommandKind.PAUSE
         return command if command.ts_issued_ns >= me.started_ns else None
 
@@ -287,6 +304,8 @@ def send_command(
     timeout_s: float = 10.0,
 ) -> Command:
     """Write one command to `queue-control` and return it once the broker has it.
+
+    The tombstone behind a command that is done once lets compaction remove it: its key never comes back.
 
     Raises:
         RetryableSourceError: the broker did not take it within `timeout_s`; it is then not sent later.
@@ -306,7 +325,9 @@ def send_command(
         failures.extend([error.str()] if error is not None else [])
 
     producer = Producer(producer_config(settings), logger=_CLIENT_LOG)
-    producer.produce(topic.name, key=record.key.encode(), value=msgspec.json.encode(record), on_delivery=delivered)
+    body = msgspec.json.encode(record)
+    for value in (body,) if record.is_desired_state else (body, None):
+        producer.produce(topic.name, key=record.key.encode(), value=value, on_delivery=delivered)
     if producer.flush(timeout_s):
         producer.purge()
         producer.poll(0)

@@ -131,7 +131,11 @@ class Loader:
             SourceError: the producer cannot go on.
         """
         started_s = time.monotonic()
-        await asyncio.to_thread(self._reporter.open)
+        try:
+            await asyncio.to_thread(self._reporter.open)
+        except RetryableSourceError as error:
+            self._reporter.close(error, self._sink.stop())
+            raise
         await self._add_streams(streams)
         work = [self._serve_sink(), self._obey()]
         if self._request.symbols is None:

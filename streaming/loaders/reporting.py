@@ -10,13 +10,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from streamforge.contracts import Contracts
+from streamforge.errors import StreamForgeError
 from streamforge.events import Command, ProcessState
 from streamforge.metrics import MetricsServer, ProcessMetrics
 from streamforge.supervision import ControlListener, EventPublisher, ProcessIdentity, ProcessStatus
 from streaming.loaders.base import LOADER_KIND, LoaderSettings
 from streaming.loaders.sink import RawSink
 
-_CAUGHT_UP_S = 10.0
+_CONTROL_TIMEOUT_S = 30.0
 _GAUGES = {"buffered_bytes", "gaps_waiting", "streams_held"}
 
 
@@ -71,10 +72,14 @@ class Reporter:
         """Return the desired state."""
         return self._control.paused
 
-    def open(self) -> None:
-        """Say that the loader is there and learn the desired state."""
+    def open(self, *, control_timeout_s: float = _CONTROL_TIMEOUT_S) -> None:
+        """Say that the loader is there and learn the desired state.
+
+        Raises:
+            RetryableSourceError: whether it is paused could not be learned within `control_timeout_s`.
+        """
         self._events.started(self._status())
-        self._heard_early = self._control.wait_until_caught_up(_CAUGHT_UP_S)
+        self._heard_early = self._control.wait_until_caught_up(control_timeout_s)
 
     def heard(self) -> list[Command]:
         """Return the commands that came since the last call."""
@@ -112,7 +117,8 @@ class Reporter:
     def close(self, failure: BaseException | None, unsaid: int) -> None:
         """Say how it ended and let go of everything."""
         if failure is not None:
-            self._events.error(str(failure), exit_code=1)
+            code = failure.exit_code if isinstance(failure, StreamForgeError) else 1
+            self._events.error(str(failure), exit_code=code)
         else:
             left = f"{unsaid} frames or gaps were not acknowledged; the next start's gap covers them" if unsaid else ""
             self._events.finished(detail=left)

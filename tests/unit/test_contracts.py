@@ -111,6 +111,7 @@ def test_topic_settings_follow_the_contract() -> None:
     control = CONTRACTS["queue-control"].topic
     assert control is not None
     assert (control.config["cleanup.policy"], control.retention_ms) == ("compact", -1)
+    assert int(control.config["min.compaction.lag.ms"]) >= 60_000, "a command is compacted before it is heard"
 
 
 def test_topic_prefix_goes_before_topics_and_not_before_ids() -> None:
