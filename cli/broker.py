@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cli.common import Output, OutputOption, command, emit, error_console
+from cli.common import DryRunOption, Output, OutputOption, command, emit, error_console
 
 if TYPE_CHECKING:
     from streamforge.broker import BrokerStatus
@@ -25,6 +25,7 @@ _GOOD_STATES = ("running", "external", "stopped")
 def start(
     *,
     timeout_s: Annotated[float, typer.Option(min=1.0, help="Seconds to wait for the broker's first answer.")] = 120.0,
+    dry_run: DryRunOption = False,
     output: OutputOption = Output.TEXT,
 ) -> int:
     """Start the broker in the background and wait until it answers; a running one is left alone.
@@ -37,8 +38,14 @@ def start(
     from streamforge import broker
     from streamforge.settings import load_settings
 
+    settings = load_settings()
+    if dry_run:
+        found = broker.status(settings)
+        starts = found.state not in (broker.BrokerState.RUNNING, broker.BrokerState.EXTERNAL)
+        _show(found, output, would="start" if starts else "do nothing")
+        return 0
     with error_console.status("starting the broker"):
-        found = broker.start(load_settings(), timeout_s=timeout_s)
+        found = broker.start(settings, timeout_s=timeout_s)
     _show(found, output)
     return 0
 
@@ -48,6 +55,7 @@ def start(
 def stop(
     *,
     deadline_s: Annotated[float, typer.Option(min=0.0, help="Seconds for a clean end before it is killed.")] = 30.0,
+    dry_run: DryRunOption = False,
     output: OutputOption = Output.TEXT,
 ) -> int:
     """Stop the broker cleanly; its data stays. Harmless when none runs.
@@ -57,8 +65,13 @@ def stop(
     from streamforge import broker
     from streamforge.settings import load_settings
 
+    settings = load_settings()
+    if dry_run:
+        found = broker.status(settings)
+        _show(found, output, would="do nothing" if found.pid is None else "stop")
+        return 0
     with error_console.status("stopping the broker"):
-        found = broker.stop(load_settings(), deadline_s=deadline_s)
+        found = broker.stop(settings, deadline_s=deadline_s)
     _show(found, output)
     return 0
 
@@ -116,8 +129,8 @@ def advice(found: BrokerStatus) -> str:
     }.get(str(found.state), "")
 
 
-def _show(found: BrokerStatus, output: Output) -> None:
-    result = as_dict(found)
+def _show(found: BrokerStatus, output: Output, *, would: str | None = None) -> None:
+    result = as_dict(found) | ({} if would is None else {"dry_run": True, "would": would})
     emit(result, output, lambda: _render(result))
 
 
@@ -125,8 +138,8 @@ def _render(result: Mapping[str, Any]) -> Group:
     table = Table(show_header=False, box=None)
     color = "green" if result["state"] in _GOOD_STATES else "red"
     table.add_row("state", Text(result["state"], style=f"bold {color}"))
-    for name in ("address", "pid", "uptime_s", "cluster_id", "log_file"):
-        if result[name] is not None:
+    for name in ("would", "address", "pid", "uptime_s", "cluster_id", "log_file"):
+        if result.get(name) is not None:
             table.add_row(name, Text(str(result[name])))
     lines = [Text(note, style="yellow") for note in result["notes"]]
     if result["log_tail"]:

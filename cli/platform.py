@@ -70,18 +70,24 @@ def up(
 
 
 @command
-def down(*, output: OutputOption = Output.TEXT) -> int:
+def down(*, dry_run: DryRunOption = False, output: OutputOption = Output.TEXT) -> int:
     """Stop everything of this platform's home that still runs, the broker last; harmless when nothing does.
 
     Processes are found by the pid and creation time that they wrote down, never by name.
 
     Example: streamforge down
     """
-    from streamforge.platform.lifecycle import down as stop_platform
+    from streamforge.platform import lifecycle
     from streamforge.settings import load_settings
 
-    stopped = stop_platform(load_settings(), _tell)
-    emit({"stopped": stopped}, output, lambda: f"stopped: {', '.join(stopped) or 'nothing was running'}")
+    settings = load_settings()
+    if dry_run:
+        running = lifecycle.what_runs(settings)
+        result = {"would_stop": running, "dry_run": True}
+        emit(result, output, lambda: f"would stop: {', '.join(running) or 'nothing runs'}")
+        return 0
+    stopped = lifecycle.down(settings, _tell)
+    emit({"stopped": stopped, "dry_run": False}, output, lambda: f"stopped: {', '.join(stopped) or 'nothing ran'}")
     return 0
 
 

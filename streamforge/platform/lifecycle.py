@@ -195,6 +195,14 @@ def down(settings: Settings, tell: Tell) -> list[str]:
     return stopped
 
 
+def what_runs(settings: Settings) -> list[str]:
+    """Return the names of what `down` would stop, the broker last."""
+    names = [name for name, _ in _left_over(PlatformFiles(settings.home_path))]
+    if not settings.bootstrap_servers and BROKER not in names and broker.status(settings).pid is not None:
+        names.append(BROKER)
+    return names
+
+
 def supervisor_process(files: PlatformFiles) -> psutil.Process | None:
     """Return the supervisor of this home if it lives."""
     record = ProcessRecord.read(pid_file(files.folder, SUPERVISOR))

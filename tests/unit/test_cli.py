@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.core import TyperGroup
 from typer.testing import CliRunner, Result
 
 from cli.app import COMMANDS, app
+from cli.lazy import LazyCommand
 from streamforge import __version__
 from streamforge.platform.plan import consumer_kinds
 from streamforge.processes import choose_free_port
@@ -52,6 +56,49 @@ def test_every_command_loads_and_has_help(command: object) -> None:
     assert "Usage" in result.stdout
 
 
+READ_ONLY = {
+    "status", "doctor", "broker status", "topics list", "topics describe", "contracts lint", "contracts diff",
+    "contracts show", "verify", "sql",
+}  # fmt: skip
+OTHERS_OUTPUT = {"broker run", "dbt"}
+"""Kafka's own and dbt's: the process becomes the other program, or its arguments are passed on."""
+
+
+def _leaves(command: Any, path: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Return each command with its options."""
+    loaded = command.load() if isinstance(command, LazyCommand) else command
+    if isinstance(loaded, TyperGroup):
+        for name, child in loaded.commands.items():
+            yield from _leaves(child, f"{path} {name}".strip())
+        if not loaded.invoke_without_command:
+            return
+    yield path, {option for parameter in loaded.params for option in parameter.opts}
+
+
+def test_every_command_has_output_and_whatever_writes_a_dry_run() -> None:
+    found = {name: options for command in COMMANDS for name, options in _leaves(command, str(command.name))}
+    assert found.keys() >= READ_ONLY | OTHERS_OUTPUT
+    assert [name for name, options in found.items() if "--output" not in options] == sorted(OTHERS_OUTPUT)
+    without = {name for name, options in found.items() if "--dry-run" not in options}
+    assert without == READ_ONLY | OTHERS_OUTPUT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "would"),
+    [(["broker", "start"], "start"), (["broker", "stop"], "do nothing"), (["down"], [])],
+    ids=["start", "stop", "down"],
+)
+def test_dry_run_says_what_would_be_done_and_changes_nothing(
+    tmp_path: Path, arguments: list[str], would: object
+) -> None:
+    result = _call(*arguments, "--dry-run", "--output", "json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["dry_run"] is True
+    assert said["would_stop" if arguments == ["down"] else "would"] == would
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -72,6 +119,11 @@ def test_every_command_loads_and_has_help(command: object) -> None:
         ["control", "explode", "writer"],
         ["control", "pause", "writer", "-a", "x=1"],
         ["control", "fault", "simulator", "-a", "count"],
+        ["run", "parser", "--metrics-port", "-1"],
+        ["demo", "--events", "0"],
+        ["demo", "--rate", "fast"],
+        ["rebind"],
+        ["reconcile", "--output", "xml"],
     ],
     ids=" ".join,
 )
@@ -133,7 +185,7 @@ def test_status_before_the_first_up_exits_1_and_says_so() -> None:
 
 def test_down_with_nothing_running_is_harmless() -> None:
     result = _call("down", "--output", "json")
-    assert (result.exit_code, json.loads(result.stdout)) == (0, {"stopped": []})
+    assert (result.exit_code, json.loads(result.stdout)) == (0, {"stopped": [], "dry_run": False})
 
 
 def test_up_dry_run_shows_the_plan_and_changes_nothing(tmp_path: Path) -> None:
@@ -165,3 +217,25 @@ def test_doctor_reports_a_home_that_cannot_be_written(monkeypatch: pytest.Monkey
     assert result.exit_code == 1
     problems = {f["check"]: f["advice"] for f in json.loads(result.stdout)["findings"] if f["level"] == "problem"}
     assert "STREAMFORGE_HOME" in problems["home"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "nokind"], "nokind"),
+        (["run", "parser", "--slot", "a b"], "slot"),
+        (["rebind", "nope"], "nope"),
+        (["reconcile", "nope"], "nope"),
+        (["replay", "nope", "--all"], "nope"),
+        (["replay", "trades", "--offsets", "raw-trades-0[5,2)"], "[5,2)"),
+        (["replay", "trades", "--from-time", "yesterday", "--to-time", "today"], "yesterday"),
+        (["contracts", "apply", "--folder", "nowhere"], "nowhere"),
+        (["backfill", "bars", "--from", "soon", "--to", "later"], "soon"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_value_exits_2_and_names_it(arguments: list[str], said: str) -> None:
+    result = _call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert "Traceback" not in result.output
