@@ -1,0 +1,54 @@
+"""The code location `ml` loads quickly and without the libraries that models need, also where they are missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from assets.catalogue import table_key
+from assets.models import ASSETS
+from streamforge.contracts import load_contracts
+from streamforge.gnn.history import BarsSource
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "torch_geometric", "mlflow", "lightgbm", "sklearn", "pyspark", "dbt")
+MAX_CPU_S = 5.0
+
+
+def _load(module: str, *, before: str = "") -> str:
+    code = (
+        f"import sys, time\n{before}\nimport {module}\n{module}.defs.get_repository_def()\n"
+        f"print(sorted(set({HEAVY!r}) & {{name for name, found in sys.modules.items() if found}}))\n"
+        "print(time.process_time())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_location_loads_without_heavy_libraries_in_seconds() -> None:
+    heavy, cpu_s = _load("orchestration.ml").splitlines()
+    assert heavy == "[]"
+    # CPU time, because others may use the machine meanwhile.
+    assert float(cpu_s) < MAX_CPU_S
+
+
+@pytest.mark.parametrize("module", ["orchestration.ml", "orchestration.lakehouse"])
+def test_locations_load_where_the_libraries_are_not_installed(module: str) -> None:
+    absent = f"for name in {HEAVY[:4]!r}: sys.modules[name] = None"
+    assert _load(module, before=absent).startswith("[]")
+
+
+def test_lakehouse_loads_although_the_modules_of_ml_are_broken() -> None:
+    broken = "for name in ('orchestration.ml', 'assets.models'): sys.modules[name] = None"
+    assert _load("orchestration.lakehouse", before=broken).startswith("[]")
+
+
+def test_features_depend_on_both_tables_of_bars() -> None:
+    contracts = load_contracts(ROOT / "contracts")
+    wanted = {table_key(contracts[item.value]) for item in (BarsSource.BARS, BarsSource.VENUE_BARS)}
+    [features] = [item for item in ASSETS if item.key.path == ["features"]]
+    assert set(features.asset_deps[features.key]) == wanted
