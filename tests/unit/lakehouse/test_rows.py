@@ -15,45 +15,11 @@ from hypothesis import strategies as st
 from streamforge.contracts import Contract, load_contracts
 from streamforge.lakehouse import rows as rows_module
 from streamforge.lakehouse.rows import Decoded, RowDecoder, finish_rows, raw_topic_ids
+from tests.kafka_records import HEADERS, Record
 from tests.writer_support import RAW_TOPIC_ID, trade_value
 
 CONTRACTS = load_contracts(Path(__file__).resolve().parents[3] / "contracts")
-HEADERS = [
-    ("venue", b"SIM"),
-    ("channel", b"btcusdt@trade"),
-    ("connection_id", b"c-1"),
-    ("sequence_in_connection", b"12"),
-    ("ts_receive_ns", b"1700000000000000001"),
-]
 NS = 1_700_000_000_123_456_789
-
-
-class Record:
-    """A Kafka record's surface; librdkafka makes them only from a broker."""
-
-    def __init__(self, value: bytes | None, offset: int = 0, partition: int = 0, **other: Any) -> None:
-        self._value, self._offset, self._partition = value, offset, partition
-        self._key, self._headers = other.get("key", b"BTC-USDT.SIM"), other.get("headers")
-
-    def value(self) -> bytes | None:
-        """Return the value."""
-        return self._value
-
-    def offset(self) -> int:
-        """Return the offset."""
-        return self._offset
-
-    def partition(self) -> int:
-        """Return the topic-partition number."""
-        return self._partition
-
-    def key(self) -> bytes | None:
-        """Return the key."""
-        return self._key  # type: ignore[no-any-return]
-
-    def headers(self) -> Any:
-        """Return the headers."""
-        return self._headers
 
 
 def decode(contract_id: str, *records: Record) -> Decoded:
