@@ -67,6 +67,9 @@ class ProcessMetrics:
         self._conflicts = self._counter("commit_conflicts", "Commits that did not land because of another.")
         self._dead_letters = self._counter("dead_letters", "Records that were refused.", ("reason",))
         self._duplicates = self._counter("duplicates_dropped", "Venue duplicates that were dropped.")
+        self._removed = self._counter(
+            "retention_gap_offsets", "Offsets passed because retention had removed them.", ("topic",)
+        )
         self._skipped = self._counter("skipped", "Records that need no output.", ("reason",))
         self._commit_time = Histogram(
             _PREFIX + "commit_seconds",
@@ -127,6 +130,11 @@ class ProcessMetrics:
         """Count records that need no output, by reason."""
         self._skipped.labels(reason).inc(count)
         self._add("skipped", count)
+
+    def retention_gap(self, topic: str, offsets: int) -> None:
+        """Count offsets of `topic` that were passed because retention had removed them."""
+        self._removed.labels(topic).inc(offsets)
+        self._add("retention_gap_offsets", offsets)
 
     def event_time(self, product: str, ts_event_ns: int) -> None:
         """Note an event time of `product` that was made durable; the latest one counts."""

@@ -88,6 +88,11 @@ class Settings(BaseSettings):
     parser_max_id_intervals: int = Field(
         MAX_INTERVALS, ge=1, description="Intervals of seen trade ids that the parser keeps for each instrument."
     )
+    processor_accept_retention_gap: bool = Field(
+        False,
+        description="Go on at the log start where Kafka has removed what a processor (parser, bars, inference) still "
+        "needed; what was removed is logged and counted.",
+    )
     metrics_host: str = Field(
         "127.0.0.1",
         description="Address that metrics and readiness are served on; 0.0.0.0 where another host asks, as in a pod.",

@@ -108,7 +108,7 @@ class RunnerOptions:
         fetch_records: most records of one fetch.
         poll_s: longest wait for `fetch_records` to come together, seconds.
         report_interval_s: seconds between heartbeat or progress events.
-        control_timeout_s: longest wait for `queue-control` at start, seconds.
+        control_timeout_s: longest wait for `queue-control` at start, seconds; it is an error to know less.
         consumer: librdkafka settings on top of `streamforge.kafka.consumer_config`.
     """
 
@@ -226,8 +226,12 @@ class _Loop:
         self._log_ends = LogEnds(settings, self._consumer)
 
     def run(self, stopping: threading.Event) -> None:
-        """Serve until `stopping` is set, then commit what was taken in."""
-        self._listener.wait_until_caught_up(self._options.control_timeout_s)
+        """Serve until `stopping` is set, then commit what was taken in.
+
+        Raises:
+            RetryableSourceError: whether it is paused could not be learned.
+        """
+        early = self._listener.wait_until_caught_up(self._options.control_timeout_s)
         self._paused = self._listener.paused
         self._worker.open(self._consumer)
         self._state = self._running_state()
@@ -236,6 +240,8 @@ class _Loop:
         self._consumer.subscribe(
             list(self._worker.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
+        for command in early:
+            self._obey(command, stopping)
         while not stopping.is_set():
             for command in self._listener.poll():
                 self._obey(command, stopping)
@@ -417,11 +423,18 @@ class _Loop:
         except KafkaException as cause:
             msg = f"{item}: offset {wanted} is out of range ({error.str()}) and the log's range cannot be read"
             return RetryableSourceError(f"{msg}: {cause.args[0].str()}")
-        msg = (
-            f"{item}: next_offset {wanted} is not in the log, which holds [{low},{high}). Records below {low} were "
-            "removed by retention or the topic was made anew. Replay the span from the raw table, then move the "
-            f"group's offset to {low}"
-        )
+        msg = f"{item}: next_offset {wanted} is not in the log, which holds [{low},{high}). "
+        if wanted > high:
+            msg += (
+                "The log was cut, or the topic was made anew, which a restart tells. For tables there are "
+                "`streamforge reconcile` and `streamforge rebind`"
+            )
+        else:
+            msg += (
+                f"Records below {low} were removed by retention; nothing brings them back into this topic. A restart "
+                "goes on at the log start where it may: STREAMFORGE_PROCESSOR_ACCEPT_RETENTION_GAP=true, "
+                "STREAMFORGE_WRITER_ACCEPT_RETENTION_GAP=true for the writer"
+            )
         return RetentionGapError(msg)
 
 

@@ -331,11 +331,13 @@ class WriterWorker:
         )
         if not self._settings.writer_accept_retention_gap:
             msg += (
-                ". Rebuild the span from its raw table if it has one; to go on at the log start, set "
-                "STREAMFORGE_WRITER_ACCEPT_RETENTION_GAP=true"
+                ". Nothing brings them back into this topic. To go on at the log start without them, set "
+                "STREAMFORGE_WRITER_ACCEPT_RETENTION_GAP=true; if the table is made from a raw topic that still has "
+                "them, `streamforge replay` then lands their rows"
             )
             raise RetentionGapError(msg)
         self._log.warning("retention gap accepted", detail=msg)
+        self._metrics.retention_gap(item.topic, log_start - next_offset)
         self._writers[item.topic].skip_to(item.partition, log_start)
         return log_start
 

@@ -353,7 +353,12 @@ class WorkerThread:
 
 
 def make_worker(
-    pipeline: Pipeline, kind: str, *, slot: str = "0", options: TransactionOptions | None = None
+    pipeline: Pipeline,
+    kind: str,
+    *,
+    slot: str = "0",
+    options: TransactionOptions | None = None,
+    metrics: ProcessMetrics | None = None,
 ) -> TransactionalWorker[object]:
     """Return the worker of a processor of the pipeline."""
     known = {name: getattr(pipeline.settings, name) for name in ("home", "contracts_dir", "topic_prefix")}
@@ -364,7 +369,7 @@ def make_worker(
         pipeline.settings,
         pipeline.contracts,
         slot=slot,
-        metrics=ProcessMetrics(kind, slot),
+        metrics=metrics or ProcessMetrics(kind, slot),
         options=options or TransactionOptions(commit_interval_s=0.05, idle_commit_interval_s=0.1),
     )
 

@@ -15,7 +15,8 @@ Takeover of topic-partitions, in this order (another order loses the last transa
 2. the committed offsets, stable ones: the broker holds the answer back while a transaction may still move them
 3. the changelog to the end that it has then, open transactions included: reading ends only when each of
    them has ended, so no committed state can lie behind an older open transaction
-4. consume from the committed offset; none committed: from the log start
+4. consume from the committed offset; none committed: from the log start; below the log start: an error,
+   or from the log start where the settings accept that retention has removed records
 
 A transaction that has to be aborted (a rebalance in the middle, a record that did not arrive) is aborted,
 positions and state are taken again as on a takeover, and the work goes on. librdkafka puts a transaction
@@ -418,7 +419,8 @@ class TransactionalWorker(Generic[S]):
             return {}
         takeover = Takeover(self._settings, self._input, self._changelog, self._options.takeover_timeout_s)
         topic_id = takeover.topic_id()
-        starts = takeover.positions(self._opened(), partitions, topic_id)
+        found = takeover.positions(self._opened(), partitions, topic_id)
+        starts = takeover.within_log(found, self._metrics)
         faults.step(f"{self.kind}.takeover_positions")
         saved = takeover.states(starts, topic_id)
         faults.step(f"{self.kind}.takeover_state")

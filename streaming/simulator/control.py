@@ -62,9 +62,9 @@ class KafkaControl:
         while True:
             await asyncio.sleep(_POLL_S)
             commands = self._control.poll()
+            server.paused = self._control.paused or not self._control.caught_up
             if not self._control.caught_up and time.monotonic() - started_s > self._control_timeout_s:
                 raise self._control.not_caught_up(self._control_timeout_s)
-            server.paused = self._control.paused or not self._control.caught_up
             for command in commands:
                 self._events.answer(command, self._status(server), detail=_obey(command, server))
             self._report(server)

@@ -13,13 +13,15 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka import TopicPartition as KafkaTopicPartition
 
-from streamforge.events import CommandKind, EventKind, ProcessEvent, ProcessState
+from streamforge.events import CommandKind, EventKind, ProcessEvent, ProcessState, decode_command
 from streamforge.kafka import admin_client, consumer_config, producer_config
 from streamforge.log_reader import log_ends
 from streamforge.market.records import Trade
+from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
 from streamforge.settings import Settings
 from streamforge.supervision import read_process_states, send_command, wait_for_answer
+from streaming.runner import RunnerOptions, run_worker
 from tests.pipeline_support import (
     INSTRUMENTS,
     START_MS,
@@ -137,6 +139,34 @@ def test_desired_state_survives_a_restart_and_an_old_stop_does_not(pipeline: Pip
     assert trade_ids(pipeline, INSTRUMENTS[0]) == list(range(5))
 
 
+def test_run_without_knowing_its_desired_state_is_an_error_and_takes_nothing_in(pipeline: Pipeline) -> None:
+    send_command(pipeline.settings, pipeline.contracts, target="parser", command=CommandKind.PAUSE, issued_by="test")
+    produce_raw(pipeline, frames(range(5)))
+    code = run_worker(
+        make_worker(pipeline, "parser"),
+        pipeline.settings,
+        pipeline.contracts,
+        slot="0",
+        metrics=ProcessMetrics("parser", "0"),
+        options=RunnerOptions(control_timeout_s=0),
+    )
+    assert code == 1
+    [event] = states(pipeline, "parser")
+    assert "RetryableSourceError" in event.detail
+    assert f"{pipeline.topic('queue-control')} was not read to its end" in event.detail
+    assert not committed(pipeline, "trades"), "a paused parser went on"
+
+
+def test_commands_done_once_leave_tombstones_and_desired_state_stays(pipeline: Pipeline) -> None:
+    for command in CommandKind:
+        send_command(pipeline.settings, pipeline.contracts, target="bars", command=command, issued_by="test")
+    last = {message.key(): message.value() for message in committed(pipeline, "queue-control")}
+    kept = {key: value for key, value in last.items() if value is not None}
+    assert set(kept) == {b"bars"}, "what compaction leaves"
+    assert decode_command(kept[b"bars"]).command is CommandKind.RESUME
+    assert len(last) == 1 + len(set(CommandKind) - {CommandKind.PAUSE, CommandKind.RESUME})
+
+
 def test_position_passes_commit_markers_and_aborted_records(pipeline: Pipeline) -> None:
     produce_trades(pipeline, [make_trade(name, 1, START_MS) for name in INSTRUMENTS])
     produce_trades(pipeline, [make_trade(name, 2, START_MS) for name in INSTRUMENTS], abort=True)
@@ -157,24 +187,67 @@ def committed_offsets(pipeline: Pipeline, group: str, contract_id: str) -> dict[
         return {TopicPartition(o.topic, o.partition): o.offset for o in consumer.committed(items, 30)}
 
 
-def test_retention_gap_below_the_log_start_is_an_error_that_names_it(pipeline: Pipeline) -> None:
-    produce_raw(pipeline, frames(range(5)))
-    with running(pipeline, "parser") as thread:
-        wait_for_positions(pipeline, thread, "raw-trades")
-    produce_raw(pipeline, frames(range(5, 10)))
+def cut_off(pipeline: Pipeline) -> dict[TopicPartition, int]:
+    """Remove every record of `raw-trades`, as retention does; return where its logs start now."""
     ends = log_ends(pipeline.settings, pipeline.partitions("raw-trades"))
     cut = [KafkaTopicPartition(item.topic, item.partition, end) for item, end in ends.items()]
     admin = admin_client(pipeline.settings)  # kept until the answers are in: its end cancels them
     for future in admin.delete_records(cut).values():
         future.result()
-    thread = WorkerThread(pipeline, make_worker(pipeline, "parser"))
-    assert thread.join() == 1
+    return ends
+
+
+def failure(pipeline: Pipeline) -> ProcessEvent:
     [failed] = [event for event in states(pipeline, "parser") if event.event is EventKind.ERROR]
     assert failed.exit_code == 1
     assert "RetentionGapError" in failed.detail
-    item, end = next((item, end) for item, end in ends.items() if str(item) in failed.detail)
-    assert f"[{end},{end})" in failed.detail, failed.detail
-    assert str(item) in failed.detail
+    return failed
+
+
+def test_retention_gap_under_a_running_consumer_is_an_error_that_names_it(pipeline: Pipeline) -> None:
+    produce_raw(pipeline, frames(range(5)))
+    thread = WorkerThread(pipeline, make_worker(pipeline, "parser"))
+    wait_for_positions(pipeline, thread, "raw-trades")
+    tell(pipeline, "parser", CommandKind.PAUSE)
+    produce_raw(pipeline, frames(range(5, 10)))
+    ends = cut_off(pipeline)
+    send_command(pipeline.settings, pipeline.contracts, target="parser", command=CommandKind.RESUME, issued_by="test")
+    assert thread.join() == 1
+    said = failure(pipeline).detail
+    end = next(end for item, end in ends.items() if str(item) in said)
+    assert f"which holds [{end},{end})" in said
+    assert "STREAMFORGE_PROCESSOR_ACCEPT_RETENTION_GAP" in said
+
+
+def test_retention_gap_at_the_start_is_refused_and_can_be_accepted(
+    pipeline: Pipeline, capfd: pytest.CaptureFixture[str]
+) -> None:
+    produce_raw(pipeline, frames(range(5)))
+    with running(pipeline, "parser") as thread:
+        wait_for_positions(pipeline, thread, "raw-trades")
+        before = dict(thread.worker.positions())
+    produce_raw(pipeline, frames(range(5, 10)))
+    ends = cut_off(pipeline)
+    produce_raw(pipeline, frames(range(10, 15)))
+    assert WorkerThread(pipeline, make_worker(pipeline, "parser")).join() == 1
+    said = failure(pipeline).detail
+    item = next(item for item in ends if str(item) in said)
+    assert f"offsets [{before[item]},{ends[item]}) were removed by retention" in said
+    assert "STREAMFORGE_PROCESSOR_ACCEPT_RETENTION_GAP=true" in said
+
+    accepting = pipeline.settings.model_copy(update={"processor_accept_retention_gap": True})
+    metrics = ProcessMetrics("parser", "0")
+    worker = make_worker(pipeline._replace(settings=accepting), "parser", metrics=metrics)
+    thread = WorkerThread(pipeline, worker, metrics=metrics)
+    wait_for_positions(pipeline, thread, "raw-trades")
+    removed = sum(ends.values()) - sum(before.values())
+    answer = tell(pipeline, "parser", CommandKind.STOP)
+    assert answer.counters["retention_gap_offsets"] == removed == 5 * len(INSTRUMENTS)
+    assert thread.join() == 0
+    labels = {"topic": pipeline.topic("raw-trades")}
+    assert metrics.registry.get_sample_value("streamforge_retention_gap_offsets_total", labels) == removed
+    assert trade_ids(pipeline, INSTRUMENTS[0]) == [*range(5), *range(10, 15)]
+    assert "retention gap accepted" in "".join(capfd.readouterr())
 
 
 def test_second_process_with_the_same_slot_fences_the_first(pipeline: Pipeline, tmp_path: Path) -> None:
