@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ from assets.catalogue import table_key
 from assets.models import ASSETS
 from streamforge.contracts import load_contracts
 from streamforge.gnn.history import BarsSource
+from streamforge.gnn.libraries import MODEL_LIBRARIES
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "torch_geometric", "mlflow", "lightgbm", "sklearn", "pyspark", "dbt")
+HEAVY = (*MODEL_LIBRARIES, "sklearn", "pyspark", "dbt")
 MAX_CPU_S = 5.0
 
 
@@ -38,13 +40,29 @@ def test_the_location_loads_without_heavy_libraries_in_seconds() -> None:
 
 @pytest.mark.parametrize("module", ["orchestration.ml", "orchestration.lakehouse"])
 def test_locations_load_where_the_libraries_are_not_installed(module: str) -> None:
-    absent = f"for name in {HEAVY[:4]!r}: sys.modules[name] = None"
+    absent = f"for name in {MODEL_LIBRARIES!r}: sys.modules[name] = None"
     assert _load(module, before=absent).startswith("[]")
 
 
 def test_lakehouse_loads_although_the_modules_of_ml_are_broken() -> None:
     broken = "for name in ('orchestration.ml', 'assets.models'): sys.modules[name] = None"
     assert _load("orchestration.lakehouse", before=broken).startswith("[]")
+
+
+def test_model_libraries_are_imported_below_gnn_only_and_only_when_they_are_used() -> None:
+    for room in ("streamforge", "streaming", "assets", "orchestration", "cli"):
+        for path in (ROOT / room).rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            when_loaded = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+            anywhere = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+            is_gnn = path.is_relative_to(ROOT / "streamforge" / "gnn")
+            assert not _heavy(when_loaded if is_gnn else anywhere), path
+
+
+def _heavy(nodes: list[ast.Import | ast.ImportFrom]) -> set[str]:
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.partition(".")[0] for name in names} & set(MODEL_LIBRARIES)
 
 
 def test_features_depend_on_both_tables_of_bars() -> None:
