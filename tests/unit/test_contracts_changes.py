@@ -47,6 +47,7 @@ REUSED: list[Edit] = [
 ]
 NEEDED_FIELD = ADDED_FIELD.replace("required: false", "required: true")
 LATEST_BY = "\n  - {property: table.latestBy, value: [trade_id]}"
+LAG = "}\n  - {property: topic.minCompactionLagMs, value: 1"
 
 BREAKING: dict[str, tuple[str, list[Edit]]] = {
     "field_renamed": ("symbol", [("- name: symbol", "- name: ticker"), ("[venue, symbol,", "[venue, ticker,")]),
@@ -81,6 +82,7 @@ COMPATIBLE: dict[str, list[Edit]] = {
     "owner_changed": [("name: market-data\nschema", "name: surveillance\nschema")],
     "freshness_s_changed": [("freshness, value: 10", "freshness, value: 20")],
     "retention_ms_changed": [("retention, value: 7", "retention, value: 14")],
+    "min_compaction_lag_ms_changed": [("cleanupPolicy, value: delete", "cleanupPolicy, value: delete" + LAG)],
     "quality_changed": [("severity: warning", "severity: error")],
     "ranges_changed": [("{exclusiveMinimum: 0}", "{minimum: 0}")],
 }
