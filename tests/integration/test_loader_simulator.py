@@ -111,7 +111,10 @@ def test_every_id_that_the_market_sent_is_in_raw_or_inside_a_gap(
             assert lacking, "the faults were to cost something"
             assert outside_of_gaps(lacking, own) == []
             arrived = {row["first_id"] for row in sent if row["fate"] in ARRIVING_FATES and row["last_id"] <= last_held}
-            assert len(held & arrived) > len(arrived) // 2
+            # What arrived is held, but for what was on its way at a disconnect; and a gap covers what is lacking, not
+            # what is held, but for messages out of order (one in twenty).
+            assert len(arrived - held) <= len(arrived) // 20
+            assert len([number for number in held if not outside_of_gaps([number], own)]) <= len(held) // 10
 
 
 def _fault(platform: Settings, contracts: Contracts, **arguments: str) -> None:
