@@ -30,7 +30,11 @@ ParserState = Mapping[str, SeenIds]
 FrameParser = Callable[[bytes], list[VenueTrade] | None]
 
 PARSERS: Mapping[str, FrameParser] = MappingProxyType({"trade": parse_trades})
-"""What parses a channel, by its kind; a further one is a further line."""
+"""What parses the trades of a channel, by its kind; a further channel of trades is a further line.
+
+Another kind of event is another `Processor` of the same loop: its input, its outputs, its pure step. The history
+parser is one.
+"""
 
 _CACHED_INSTRUMENTS = 4_096
 _PROTOCOL_CHANNEL = "unknown"
