@@ -11,26 +11,29 @@ RUN := $(UV) run --no-sync
 # A Python of this machine, never one from elsewhere.
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help install demo test up down status lint format bench clean
+# What is there already is left alone, so that `make demo` does not take away what `make test` needs.
+SYNC := $(UV) sync --frozen --inexact
+
+.PHONY: help install install-all demo test up down status lint format bench screenshots clean
 
 help: ## List every target with what it does.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: .venv/.installed ## Install everything from the lock file into .venv.
+install: $(filter .uv/bin/uv,$(UV)) ## Install what the platform needs from the lock file into .venv; ML=1: models too.
+	$(SYNC) --no-group dev $(if $(ML),--group ml)
+
+install-all: $(filter .uv/bin/uv,$(UV)) ## Install everything: models, linters, tests.
+	$(SYNC) --all-groups
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
 
-.venv/.installed: pyproject.toml uv.lock $(filter .uv/bin/uv,$(UV))
-	$(UV) sync --frozen
-	@touch $@
+demo: install ## Market in, Iceberg tables out: run the whole line once, verify it, print a report; ML=1: a model too.
+	$(RUN) streamforge demo $(if $(ML),--models) $(if $(RECORDINGS),--recordings $(RECORDINGS)) $(DEMO_ARGS)
 
-demo: install ## Market in, Iceberg tables out: run the whole line once, verify it, print a report.
-	$(RUN) streamforge demo $(if $(RECORDINGS),--recordings $(RECORDINGS)) $(DEMO_ARGS)
-
-test: install ## Run the whole test suite on the real parts.
-	$(RUN) pytest $(PYTEST_ARGS)
+test: install-all ## Run the whole test suite on the real parts.
+	$(RUN) pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 up: install ## Start the platform and keep it running until Ctrl-C.
 	$(RUN) streamforge up
@@ -41,17 +44,17 @@ down: install ## Stop whatever of the platform was left running.
 status: install ## Show every process of the platform, its position and lag.
 	$(RUN) streamforge status
 
-lint: install ## Check formatting, rules, types and the direction of imports.
+lint: install-all ## Check formatting, rules, types and the direction of imports.
 	$(RUN) ruff format --check
 	$(RUN) ruff check
 	$(RUN) mypy
 	$(RUN) lint-imports
 
-format: install ## Format the code and repair what the linter can repair.
+format: install-all ## Format the code and repair what the linter can repair.
 	$(RUN) ruff format
 	$(RUN) ruff check --fix
 
-bench: install ## Run every benchmark; each prints JSON and the machine.
+bench: install-all ## Run every benchmark; each prints JSON and the machine.
 	for file in benchmarks/[a-z]*.py; do \
 		name=$$(basename $$file .py); \
 		if [ $$name != common ]; then $(RUN) python -m benchmarks.$$name; fi; \
