@@ -6,15 +6,16 @@ rows, table snapshot and newest event of a table.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from graphlib import TopologicalSorter
 from typing import Any, cast
 
 import dagster as dg
 
 from assets.failures import clear_failures
 from streamforge.contracts import Contract, Contracts
-from streamforge.errors import ConfigurationError
+from streamforge.errors import StreamForgeError
 from streamforge.lakehouse.catalog import open_catalog
 from streamforge.lakehouse.observation import StreamState, TableState, look_at_streams, look_at_table
 from streamforge.settings import Settings
@@ -58,46 +59,62 @@ def table_specs(contracts: Contracts) -> list[dg.AssetSpec]:
     ]
 
 
-def observable_streams(contracts: Contracts) -> dg.AssetsDefinition:
-    """Return the streams with an observation that tells end offsets, retained records and the lag of each consumer."""
+def observable_streams_and_tables(contracts: Contracts) -> dg.AssetsDefinition:
+    """Return streams and tables, observed by one step.
 
-    def observe_streams(context: dg.OpExecutionContext) -> Iterator[dg.ObserveResult]:
+    It tells end offsets, retained records and the lag of each consumer of a stream; rows, table snapshot and newest
+    event of a table. One step and not two: of two, the one of the tables would wait for every stream before
+    them, and be skipped where a topic is absent or the broker away.
+    """
+
+    def observe_streams_and_tables(context: dg.OpExecutionContext) -> Iterator[dg.ObserveResult]:
         settings, known = platform_of(context)
-        wanted = [item for item in known.with_topic if stream_key(item) in context.selected_asset_keys]
-        with clear_failures():
+        selected = context.selected_asset_keys
+        failed: list[StreamForgeError] = []
+        wanted = [item for item in _inputs_first(known) if stream_key(item) in selected]
+        try:
             states = look_at_streams(settings, known, wanted)
-        for contract in wanted:
-            if contract.id in states:
-                yield _stream_observation(contract, states[contract.id])
-            else:
-                name = topic_of(known, contract.id).name
-                context.log.warning("topic %s does not exist; run `streamforge contracts apply`", name)
-
-    return observable("observe_streams", stream_specs(contracts), observe_streams)
-
-
-def observable_tables(contracts: Contracts) -> dg.AssetsDefinition:
-    """Return the tables with an observation that tells rows, table snapshot and newest event of each."""
-
-    def observe_tables(context: dg.OpExecutionContext) -> Iterator[dg.ObserveResult]:
-        settings, known = platform_of(context)
-        missing = []
-        with clear_failures():
-            catalog = open_catalog(settings)
-            for contract in known.with_table:
-                if table_key(contract) not in context.selected_asset_keys:
-                    continue
-                try:
-                    state = look_at_table(catalog, settings, contract)
-                except ConfigurationError as error:
-                    missing.append(str(error))
+        except StreamForgeError as error:
+            failed.append(error)
+        else:
+            for contract in wanted:
+                if contract.id in states:
+                    yield _stream_observation(contract, states[contract.id])
                 else:
-                    yield _table_observation(contract, state)
-            if missing:
-                # Only now: one absent table must not hide the others.
-                raise ConfigurationError("; ".join(missing))
+                    name = topic_of(known, contract.id).name
+                    context.log.warning("topic %s does not exist; run `streamforge contracts apply`", name)
+        tables = [item for item in known.with_table if table_key(item) in selected]
+        yield from _observed_tables(settings, tables, failed)
+        with clear_failures():
+            # Only now: what cannot be looked at must not hide the others.
+            if failed:
+                raise type(failed[0])("; ".join(map(str, failed)))
 
-    return observable("observe_tables", table_specs(contracts), observe_tables)
+    specs = [*stream_specs(contracts), *table_specs(contracts)]
+    return observable("observe_streams_and_tables", specs, observe_streams_and_tables)
+
+
+def _inputs_first(contracts: Contracts) -> list[Contract]:
+    """Return the contracts with a topic in the order in which Dagster wants their assets told of."""
+    order = TopologicalSorter({item.id: item.inputs for item in contracts.with_topic}).static_order()
+    return [contracts[name] for name in order]
+
+
+def _observed_tables(
+    settings: Settings, wanted: Sequence[Contract], failed: list[StreamForgeError]
+) -> Iterator[dg.ObserveResult]:
+    try:
+        catalog = open_catalog(settings)
+    except StreamForgeError as error:
+        failed.append(error)
+        return
+    for contract in wanted:
+        try:
+            state = look_at_table(catalog, settings, contract)
+        except StreamForgeError as error:
+            failed.append(error)
+        else:
+            yield _table_observation(contract, state)
 
 
 def observable(

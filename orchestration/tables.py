@@ -6,12 +6,12 @@ from typing import Any
 import dagster as dg
 
 from assets.bars import BARS_BACKFILL_KEY, bars_backfill
-from assets.catalogue import observable_streams, observable_tables
+from assets.catalogue import observable_streams_and_tables
 from assets.checks import NEWEST_HOURS, table_checks
 from streamforge.contracts import Contracts
 
-HOURLY = dg.HourlyPartitionsDefinition(start_date="2024-01-01-00:00", timezone="UTC")
-"""Hours of event time; the oldest trades that the project knows (its recordings) are of 2024."""
+HOURLY = dg.HourlyPartitionsDefinition(start_date="2024-01-01-00:00", timezone="UTC", end_offset=1)
+"""Hours of event time, the current one too; the oldest trades that the project knows (recordings) are of 2024."""
 
 _LATE_ENOUGH_MINUTE = 20
 """Of the next hour: out-of-orderness and allowed lateness have passed, and the bars have landed."""
@@ -21,11 +21,11 @@ _CHECKED_HOURS = 24.0
 
 def definitions(contracts: Contracts) -> dg.Definitions:
     """Return the streams and tables of `contracts`, with jobs and schedules that observe, check and mend them."""
-    streams, tables = observable_streams(contracts), observable_tables(contracts)
+    observed = observable_streams_and_tables(contracts)
     observe = dg.define_asset_job(
         "observe",
         # By key: a selection by group leaves out what is only observed.
-        selection=dg.AssetSelection.assets(*streams.keys, *tables.keys).without_checks(),
+        selection=dg.AssetSelection.assets(*observed.keys).without_checks(),
         description="Record where every stream and table stands: offsets and lag, rows and table snapshot.",
     )
     mend_bars = dg.define_asset_job(
@@ -41,7 +41,7 @@ def definitions(contracts: Contracts) -> dg.Definitions:
     )
     newest = {"ops": {item.node_def.name: {"config": {NEWEST_HOURS: _CHECKED_HOURS}} for item in checks}}
     return dg.Definitions(
-        assets=[streams, tables, bars_backfill(contracts, HOURLY)],
+        assets=[observed, bars_backfill(contracts, HOURLY)],
         asset_checks=checks,
         jobs=[observe, mend_bars, quality],
         schedules=[
