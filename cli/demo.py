@@ -28,6 +28,7 @@ _WHAT = {
     "market": "the market runs and everything is captured",
     "landing": "market and loader stop, the tables catch up",
     "replay": "a range of trades is made again",
+    "dagster": "Dagster observes, checks and mends",
     "recordings": "recorded messages are replayed",
     "verify": "every record is compared with its row",
     "stop": "stopping everything",
@@ -57,7 +58,8 @@ def demo(
     """Run the whole line on a fresh home, lose nothing, prove it, and stop everything again.
 
     Starts the embedded Kafka, a simulated market, loader, parser, bars and writer; captures until enough has
-    come and a minute is over; replays a range; compares every record with its row; writes demo-report.json.
+    come and a minute is over; replays a range, observes and checks the assets through Dagster; compares every
+    record with its row; writes demo-report.json.
     Exit code 0 when nothing was lost, doubled or changed, 1 otherwise. Ctrl-C leaves nothing behind.
 
     Example: streamforge demo --events 50000
@@ -176,6 +178,8 @@ def _render(report: DemoReport, file: Path, *, kept: bool) -> Group:
         )
     if report.models is not None:
         parts.append(_model(report.models))
+    if report.runs:
+        parts.append(_runs(report))
     parts += [Text(f"Problem: {item}", style="bold red") for item in report.problems]
     parts.append(
         Text(
@@ -241,6 +245,27 @@ def _tables(report: DemoReport) -> Table:
     return table
 
 
+def _runs(report: DemoReport) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("Dagster job", no_wrap=True)
+    # Freshness warns in every demo: its market was stopped before anybody looked.
+    for name in ("run", "seconds", "assets", "checks passed", "warned", "failed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for item in report.runs:
+        passed = sum(each.passed for each in item.checks)
+        failed = sum(each.is_problem for each in item.checks)
+        table.add_row(
+            item.job,
+            Text(item.status.lower(), style="" if item.status == "SUCCESS" else "bold red"),
+            f"{item.wall_s:.1f}",
+            f"{len(item.assets):,}",
+            f"{passed:,}",
+            f"{len(item.checks) - passed - failed:,}",
+            Text(f"{failed:,}", style="bold red" if failed else ""),
+        )
+    return table
+
+
 def _ways_on(report: DemoReport, file: Path, *, kept: bool) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
@@ -251,7 +276,7 @@ def _ways_on(report: DemoReport, file: Path, *, kept: bool) -> Table:
     if kept:
         table.add_row("still running", Text(f"{home} streamforge status   (and down)"))
     else:
-        table.add_row("run it again", Text(f"{home} streamforge up"))
+        table.add_row("run it again", Text(f"{home} streamforge up   (Dagster's UI shows these runs)"))
     table.add_row("your own", Text("make up   (in .streamforge, until Ctrl-C)"))
     return table
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamforge.contract_model import Contracts
+from streamforge.demo.jobs import JobFigures
 from streamforge.lakehouse.table_freshness import Quantiles, TableAges, quantiles
 from streamforge.lakehouse.verify import Comparison
 from streamforge.lakehouse.verify_ledger import LedgerComparison
@@ -120,6 +121,7 @@ class DemoReport:
         event_freshness: since the venue's time.
         ledger: ids sent against ids captured; None where the demo did not come so far.
         replay: None where the demo did not come so far.
+        runs: what Dagster ran, in order; empty where it is not installed.
         models: None where none were asked for.
         problems: what went wrong, one sentence each; empty when all is well.
         phases: seconds that each phase took, in order.
@@ -134,6 +136,7 @@ class DemoReport:
     event_freshness: Quantiles | None
     ledger: LedgerFigures | None
     replay: ReplayFigures | None
+    runs: Sequence[JobFigures]
     models: ModelFigures | None
     problems: Sequence[str]
     phases: Mapping[str, float]
@@ -185,6 +188,7 @@ class DemoReport:
             if self.replay is None
             else asdict(self.replay) | {"changed_nothing": self.replay.changed_nothing},
             "models": None if self.models is None else asdict(self.models),
+            "dagster": [item.as_dict() for item in self.runs],
             "problems": list(self.problems),
             "phases_s": {name: round(seconds, 3) for name, seconds in self.phases.items()},
             "files": dict(self.files),
@@ -200,6 +204,7 @@ def make_report(
     verdicts: Sequence[Verdict],
     ledger: LedgerFigures | None,
     replay: ReplayFigures | None,
+    runs: Sequence[JobFigures],
     models: ModelFigures | None = None,
     problems: Sequence[str],
     phases: Mapping[str, float],
@@ -232,8 +237,13 @@ def make_report(
         event_freshness=quantiles(np.concatenate([item.event for item in received])) if received else None,
         ledger=ledger,
         replay=replay,
+        runs=runs,
         models=models,
-        problems=[*problems, *_problems(events_produced, ages, by_table, ledger, replay)],
+        problems=[
+            *problems,
+            *_problems(events_produced, ages, by_table, ledger, replay),
+            *(problem for item in runs for problem in item.problems()),
+        ],
         phases=phases,
         files=files,
     )

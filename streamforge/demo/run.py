@@ -4,7 +4,8 @@
     models      where asked for: load a history, retrain through Dagster (`streamforge.demo.models`)
     market      until so many events were captured and a minute is over, so that there are bars
     landing     the market is stopped, then the loader; wait until the tables have all that the topics hold
-    replay      make one offset range of `trades` again: nothing may change
+    replay      make one offset range of `trades` again, by Dagster's job where Dagster is installed: nothing may change
+    dagster     observe streams, tables and consumers, check quality, build the hour's bars again: Dagster's jobs
     verify      compare ledger, topics and tables row by row
     recordings  where a folder is given: the same with recorded messages, through a market and a loader of their own
 
@@ -25,6 +26,7 @@ from filelock import FileLock, Timeout
 from streamforge import faults
 from streamforge.contracts import load_contracts
 from streamforge.demo.home import is_demo_home, prepare_home
+from streamforge.demo.jobs import SUCCESS, JobFigures, Jobs
 from streamforge.demo.market import (
     RECORDED,
     Sent,
@@ -55,7 +57,8 @@ from streamforge.lakehouse.table_freshness import TableAges
 from streamforge.lakehouse.verify import verify_tables
 from streamforge.lakehouse.verify_ledger import RawChannel, verify_ledger
 from streamforge.offsets import OffsetRange
-from streamforge.platform.lifecycle import down, plan_platform, serve
+from streamforge.platform.control_plane import missing
+from streamforge.platform.lifecycle import down, plan_platform, serve_on_free_ports
 from streamforge.platform.plan import PlatformFiles, PlatformPlan
 from streamforge.platform.supervisor import read_history
 from streamforge.settings import Settings
@@ -64,6 +67,8 @@ from streamforge.supervision import topic_of
 _MARKET_MARGIN_S = 120.0
 _RECORDINGS_TIMEOUT_S = 900.0
 _POLL_S = 0.5
+_JOBS = ("observe", "observe_consumers", "check_consumers", "quality")
+_HOUR_KEY = "%Y-%m-%d-%H:00"
 
 
 class Phase(StrEnum):
@@ -74,6 +79,7 @@ class Phase(StrEnum):
     MARKET = "market"
     LANDING = "landing"
     REPLAY = "replay"
+    DAGSTER = "dagster"
     RECORDINGS = "recordings"
     VERIFY = "verify"
     STOP = "stop"
@@ -186,6 +192,8 @@ class _Demo:
         self._verdicts: list[Verdict] = []
         self._ledger: LedgerFigures | None = None
         self._replay: ReplayFigures | None = None
+        self._runs: list[JobFigures] = []
+        self._market_since_s = 0.0
         self._models: ModelFigures | None = None
         self._is_done = False
 
@@ -197,16 +205,15 @@ class _Demo:
         prepare_home(self._settings.home_path)
         class_path()
         keep = self._options.keep
-        plan = self._plan()
         try:
-            serve(
+            serve_on_free_ports(
                 self._settings,
                 self._files,
-                plan,
+                self._plan,
                 detach=keep,
                 tell=self._watcher.tell,
                 ready=lambda _: None,
-                hold=lambda: self._work(plan),
+                hold=self._hold,
             )
         finally:
             if keep and not (self._is_done and self._report().ok):
@@ -224,6 +231,7 @@ class _Demo:
             verdicts=self._verdicts,
             ledger=self._ledger,
             replay=self._replay,
+            runs=self._runs,
             models=self._models,
             problems=self._problems,
             phases=self._clock.phases,
@@ -251,7 +259,17 @@ class _Demo:
 
     # What is done while it runs
 
-    def _work(self, plan: PlatformPlan) -> None:
+    def _hold(self, plan: PlatformPlan) -> None:
+        """Do the work, with a process for Dagster's jobs beside it where Dagster is installed."""
+        why_not = missing()
+        if why_not is not None:
+            self._watcher.tell(why_not)
+            self._work(plan, None)
+            return
+        with Jobs(self._settings, self._files.logs / "dagster-jobs.out") as jobs:
+            self._work(plan, jobs)
+
+    def _work(self, plan: PlatformPlan, jobs: Jobs | None) -> None:
         line = Line(self._settings, self._contracts)
         session = Session(self._settings, self._contracts, plan)
         if self._options.models:
@@ -259,9 +277,11 @@ class _Demo:
         for phase, step in (
             (Phase.MARKET, lambda: self._run_market(line, session)),
             (Phase.LANDING, lambda: self._land(line, session, self._files.ledger)),
-            (Phase.REPLAY, self._replay_range),
+            (Phase.REPLAY, lambda: self._replay_range(jobs)),
         ):
             self._attempt(phase, step)
+        if jobs is not None:
+            self._attempt(Phase.DAGSTER, lambda: self._run_jobs(jobs))
         # Before recorded messages come: their event times are years old.
         self._ages = line.ages()
         if self._options.recordings_dir is not None:
@@ -289,6 +309,7 @@ class _Demo:
     def _run_market(self, line: Line, session: Session) -> None:
         """Wait until enough was captured and the first bars are in their table."""
         wanted = self._options.events
+        self._market_since_s = time.time()
         deadline_s = time.monotonic() + wanted / self._options.trades_per_s + _MARKET_MARGIN_S
         while True:
             state = line.look()
@@ -325,13 +346,24 @@ class _Demo:
         before = sum(item.messages for item in self._sent)
         self._sent.append(session.land(line, ledger, captured_before=before, tell=self._watcher.progress))
 
-    def _replay_range(self) -> None:
+    def _replay_range(self, jobs: Jobs | None) -> None:
         """Make the middle third of the busiest topic-partition of raw trades again."""
         logs = log_ranges(self._settings, [topic_of(self._contracts, "raw-trades").name])
         item, log = max(logs.items(), key=lambda entry: entry[1].stable_end - entry[1].log_start)
         third = (log.stable_end - log.log_start) // 3
         wanted = OffsetRange(item.topic, item.partition, log.log_start + third, log.log_start + 2 * third)
         before = self._table_hash()
+        rows, committed = self._replay_by_hand(wanted) if jobs is None else self._replay_by_job(jobs, wanted)
+        self._replay = ReplayFigures(
+            table=f"{self._settings.namespace}.trades",
+            ranges=[str(wanted)],
+            rows=rows,
+            committed=committed,
+            hash_before=before,
+            hash_after=self._table_hash(),
+        )
+
+    def _replay_by_hand(self, wanted: OffsetRange) -> tuple[int, bool]:
         done = replay(
             self._settings,
             self._contracts,
@@ -339,14 +371,25 @@ class _Demo:
             [wanted],
             progress=lambda stage, done, total: self._watcher.progress(done, total, stage),
         )
-        self._replay = ReplayFigures(
-            table=done.plan.table,
-            ranges=[str(each) for each in done.plan.ranges],
-            rows=done.plan.counts.after,
-            committed=done.committed is not None,
-            hash_before=before,
-            hash_after=self._table_hash(),
-        )
+        return done.plan.counts.after, done.committed is not None
+
+    def _replay_by_job(self, jobs: Jobs, wanted: OffsetRange) -> tuple[int, bool]:
+        self._watcher.progress(0, 0, "Dagster's job replay")
+        offsets = f"{wanted.partition}:{wanted.start}-{wanted.end}"
+        done = jobs.run("replay", config={"table": "trades", "offsets": [offsets], "dry_run": False})
+        self._runs.append(done)
+        if done.status != SUCCESS:
+            msg = f"Dagster's job {done.job} ended with {done.status}"
+            raise ProcessError(msg)
+        return done.metadata["rows_after"], done.metadata["committed"]
+
+    def _run_jobs(self, jobs: Jobs) -> None:
+        """Observe, check and build again what the market left, as the schedules of a running platform do."""
+        hour = time.strftime(_HOUR_KEY, time.gmtime(self._market_since_s))
+        wanted = {**dict.fromkeys(_JOBS), "bars_backfill": hour}
+        for number, (job, key) in enumerate(wanted.items()):
+            self._watcher.progress(number, len(wanted), f"Dagster's job {job}")
+            self._runs.append(jobs.run(job, partition_key=key))
 
     def _table_hash(self) -> str:
         contract = self._contracts["trades"]

@@ -97,6 +97,11 @@ def test_demo_loses_nothing_says_so_and_leaves_no_process(tmp_path: Path) -> Non
     assert found["ledger"]["sent"] == found["ledger"]["in_raw"] > 0
     assert found["replay"]["changed_nothing"]
     assert found["replay"]["rows"] > 0
+    runs = {item["job"]: item for item in found["dagster"]}
+    assert {item["status"] for item in runs.values()} == {"SUCCESS"}
+    assert set(runs) == {"replay", "observe", "observe_consumers", "check_consumers", "quality", "bars_backfill"}
+    assert runs["observe"]["assets"] >= len(tables)
+    assert runs["quality"]["checks_passed"] > 0
     assert 0 < found["freshness_p50_s"] <= found["freshness_p99_s"]
     assert found["events_per_s"] > 0
     assert found["wall_s"] > found["live_s"] > 0

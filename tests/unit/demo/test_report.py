@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from assets.checks import FRESHNESS
+from streamforge.demo.jobs import CheckFigure, JobFigures
 from streamforge.demo.report import DemoReport, LedgerFigures, ReplayFigures, Verdict, make_report
 from streamforge.lakehouse.table_freshness import TableAges, quantiles
 
@@ -18,6 +20,20 @@ def ages(table: str, *received_ms: int) -> TableAges:
     return TableAges(table, len(received_ms), 1, np.array(received_ms, np.int64), event)
 
 
+def ran(**changes: Any) -> JobFigures:
+    given: dict[str, Any] = {
+        "job": "observe",
+        "run_id": "r",
+        "status": "SUCCESS",
+        "wall_s": 1.0,
+        "assets": [],
+        "checks": [],
+        "metadata": {},
+        "failure": "",
+    }
+    return JobFigures(**(given | changes))
+
+
 def report(**changes: Any) -> DemoReport:
     given: dict[str, Any] = {
         "events_produced": 300,
@@ -27,6 +43,7 @@ def report(**changes: Any) -> DemoReport:
         "verdicts": [Verdict("market.raw_trades", 0, 0), Verdict("market.trades", 0, 0)],
         "ledger": LedgerFigures(300, 300, 0, 0),
         "replay": UNCHANGED,
+        "runs": [],
         "problems": [],
         "phases": {"live": 3.0},
         "files": {},
@@ -61,6 +78,8 @@ def test_report_of_a_good_run_is_ok_and_counts_over_all_tables() -> None:
         ({"ledger": LedgerFigures(300, 290, 3, 7)}, "7 ids that the market sent"),
         ({"events_produced": 0}, "the market sent nothing"),
         ({"problems": ["the writer stopped"]}, "the writer stopped"),
+        ({"runs": [ran(status="FAILURE", failure="no broker")]}, "job observe ended with FAILURE: no broker"),
+        ({"runs": [ran(checks=[CheckFigure("tables/bars", "id_is_set", False, "ERROR")])]}, "id_is_set of tables/bars"),
         (
             {"replay": ReplayFigures("market.trades", ["r"], 9, committed=False, hash_before="a", hash_after="b")},
             "content hash a before, b after",
@@ -75,6 +94,14 @@ def test_report_of_a_bad_run_is_not_ok_and_says_why(changes: dict[str, Any], pro
     found = report(**changes)
     assert not found.ok
     assert any(problem in item for item in found.problems)
+
+
+def test_checks_of_a_stopped_market_and_warnings_are_told_and_are_no_problem() -> None:
+    checks = [CheckFigure("t", FRESHNESS, False, "ERROR"), CheckFigure("t", "odd", False, "WARN")]
+    found = report(runs=[ran(checks=checks)])
+    assert found.ok
+    [told] = found.as_dict()["dagster"]
+    assert told["checks_failed"] == [f"t:{FRESHNESS}", "t:odd"]
 
 
 def test_quantiles_never_tell_less_than_a_row_had_to_wait() -> None:
