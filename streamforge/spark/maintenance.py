@@ -93,7 +93,7 @@ def remove_orphans(
 def _call(session: SparkSession, settings: Settings, contract: Contract, procedure: str, arguments: str) -> list[Row]:
     catalog = settings.catalog_name
     table = ".".join((catalog, *table_identifier(settings, contract)))
-    # Procedures take no parameter markers; names come from settings and contracts, which check them.
+    # Text of a statement: its parts come from settings, contracts and numbers, never from data.
     statement = f"CALL `{catalog}`.system.{procedure}(table => '{table}', {arguments})"
     try:
         return session.sql(statement).collect()
