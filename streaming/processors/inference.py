@@ -279,11 +279,6 @@ class InferenceWorker(TransactionalWorker[WindowsState]):
             now_ns=now_ns,
         )
 
-    def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        """Look for the champion before the first bar, then take over."""
-        self._watch.refresh(self._monotonic_s())
-        return super().assigned(partitions)
-
     def revoked(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:
         """Forget what is gathered: whoever has the topic-partitions next reads it again."""
         self._forget_gathered()
@@ -297,8 +292,12 @@ class InferenceWorker(TransactionalWorker[WindowsState]):
         self._gathered_records += len(fetched.messages)
 
     def commit_due(self, now_s: float) -> bool:
-        """Ask for the champion and process what was gathered, each where it is time; called in every round."""
-        self._watch.refresh(now_s)
+        """Ask for the champion and process what was gathered, each where it is time; called in every round.
+
+        Nothing is processed before the first question: a restart goes on with the champion that is there.
+        """
+        if not self._pending.positions:
+            self._watch.refresh(now_s)  # loading a model can outlive a transaction's timeout
         is_full = self._gathered_records >= _MOST_GATHERED
         if self._gathered and (is_full or now_s - self._gathered_s >= self._settle_s):
             self._process_gathered()
