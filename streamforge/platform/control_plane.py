@@ -41,6 +41,9 @@ storage:
       env: DAGSTER_HOME
 telemetry:
   enabled: false
+# No invitation to a newsletter.
+nux:
+  enabled: false
 # A laptop has few cores, and the consumers need theirs.
 concurrency:
   runs:
