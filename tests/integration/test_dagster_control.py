@@ -101,7 +101,9 @@ def test_observation_tells_state_and_lag_of_each_replica(pipeline: Pipeline, job
     assert record.asset_observation is not None
     metadata = {name: value.value for name, value in record.asset_observation.metadata.items()}
     assert (metadata["replicas"], metadata["lag_records"], metadata["health"]) == (2, 12, "well, well")
-    rows = {str(row.data["process"]).partition("@")[0]: row.data for row in metadata["processes"]}
+    table = record.asset_observation.metadata["processes"]
+    assert isinstance(table, dg.TableMetadataValue)
+    rows = {str(row.data["process"]).partition("@")[0]: row.data for row in table.records}
     assert (rows["writer/0"]["next_offsets"], rows["writer/1"]["lag_records"]) == (100, 5)
 
 
