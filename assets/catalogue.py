@@ -14,7 +14,7 @@ from typing import Any, cast
 import dagster as dg
 
 from assets.failures import clear_failures
-from streamforge.contracts import Contract, Contracts
+from streamforge.contracts import Contract, ContractField, Contracts
 from streamforge.errors import StreamForgeError
 from streamforge.lakehouse.catalog import open_catalog
 from streamforge.lakehouse.observation import StreamState, TableState, look_at_streams, look_at_table
@@ -180,7 +180,8 @@ def _spec(contract: Contract, key: dg.AssetKey, group: str, kinds: set[str], dep
             name=item.name,
             type=item.type_name,
             description=item.description,
-            constraints=dg.TableColumnConstraints(nullable=not item.required),
+            constraints=dg.TableColumnConstraints(nullable=not item.required, other=_limits(item)),
+            tags={"primary_key": ""} if item.name in contract.primary_key else {},
         )
         for item in contract.fields
     ]
@@ -200,6 +201,12 @@ def _spec(contract: Contract, key: dg.AssetKey, group: str, kinds: set[str], dep
         kinds=kinds,
         metadata=metadata,
     )
+
+
+def _limits(item: ContractField) -> list[str]:
+    """Return what else a field's values meet, in words."""
+    limits = [f"{name} {value}" for name, value in item.options.items()]
+    return [*limits, f"one of {', '.join(item.enum)}"] if item.enum else limits
 
 
 def _name(contract: Contract) -> str:

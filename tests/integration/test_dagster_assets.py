@@ -86,6 +86,10 @@ def test_every_topic_and_table_of_a_contract_is_an_asset_with_its_columns() -> N
     spec = specs[table_key(trades)]
     columns = spec.metadata["dagster/column_schema"].columns
     assert [(column.name, column.type) for column in columns] == [(f.name, f.type_name) for f in trades.fields]
+    shown = {column.name: column for column in columns}
+    assert shown["aggressor_side"].constraints.other == ["one of BUY, SELL"]
+    assert shown["price"].constraints.other == ["exclusiveMinimum 0"]
+    assert [column.name for column in columns if "primary_key" in column.tags] == list(trades.primary_key)
     assert [dep.asset_key for dep in specs[stream_key(trades)].deps] == [stream_key(contracts["raw-trades"])]
     assert list(spec.owners) == [f"team:{trades.owner}"]
 
