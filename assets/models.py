@@ -100,9 +100,7 @@ def trained_model(
     settings, known = platform_of(context.op_execution_context)
     recipe = Recipe(training=TrainingConfig(seed=config.seed, epochs=config.epochs))
     with clear_failures():
-        trained = train_version(
-            settings, known, features, market_graph, recipe=recipe, walk=_WALK, reading=context.run.run_id
-        )
+        trained = train_version(settings, known, features, market_graph, recipe=recipe, walk=_WALK)
     return dg.Output(
         trained,
         metadata={

@@ -28,7 +28,7 @@ from streamforge.settings import Settings
 
 READING_TAG = "training-"
 VERSION_TAG = "model-volatility-"
-_READING_MAX_AGE_MS = 86_400_000
+_READING_MAX_AGE_S = 86_400
 
 
 class BarsSource(StrEnum):
@@ -108,18 +108,37 @@ def read_bars(view: BarsView, *, max_intervals: int) -> pa.Table:
     return read
 
 
-def pin_reading(view: BarsView, name: str) -> None:
+def pin_reading(view: BarsView, name: str) -> str:
     """Keep a view's table snapshot from expiry while a model is made of it; forget readings of yesterday.
+
+    Returns:
+        The tag; when it was set is in its name.
 
     Raises:
         CommitError: the snapshot has expired already.
     """
-    set_tag(view.table, f"{READING_TAG}{name}", view.snapshot_id, max_age_ms=_READING_MAX_AGE_MS)
-    oldest_ms = time.time() * 1e3 - _READING_MAX_AGE_MS
-    for tag, reference in view.table.metadata.refs.items():
-        snapshot = view.table.snapshot_by_id(reference.snapshot_id)
-        if tag.startswith(READING_TAG) and (snapshot is None or snapshot.timestamp_ms < oldest_ms):
-            remove_tag(view.table, tag)
+    now_s = int(time.time())
+    tag = f"{READING_TAG}{now_s}-{name}"
+    set_tag(view.table, tag, view.snapshot_id, max_age_ms=_READING_MAX_AGE_S * 1_000)
+    for other in view.table.metadata.refs:
+        since_s, _, _ = other.removeprefix(READING_TAG).partition("-")
+        if other.startswith(READING_TAG) and since_s.isdigit() and int(since_s) < now_s - _READING_MAX_AGE_S:
+            remove_tag(view.table, other)
+    return tag
+
+
+def keep_reading(settings: Settings, contracts: Contracts, contract_id: str, snapshot_id: int, tag: str) -> None:
+    """Set the tag of a reading again, where it is gone by now.
+
+    Raises:
+        CommitError: the snapshot has expired meanwhile: read again.
+    """
+    set_tag(
+        load_table(open_catalog(settings), settings, contracts[contract_id]),
+        tag,
+        snapshot_id,
+        max_age_ms=_READING_MAX_AGE_S * 1_000,
+    )
 
 
 def pin_version(settings: Settings, contracts: Contracts, contract_id: str, snapshot_id: int, version: str) -> str:
@@ -133,9 +152,9 @@ def pin_version(settings: Settings, contracts: Contracts, contract_id: str, snap
     return tag
 
 
-def release_reading(settings: Settings, contracts: Contracts, contract_id: str, name: str) -> None:
+def release_reading(settings: Settings, contracts: Contracts, contract_id: str, tag: str) -> None:
     """Let go of a reading."""
-    remove_tag(load_table(open_catalog(settings), settings, contracts[contract_id]), f"{READING_TAG}{name}")
+    remove_tag(load_table(open_catalog(settings), settings, contracts[contract_id]), tag)
 
 
 def _views(catalog: Catalog, settings: Settings, contract: Contract) -> Iterator[BarsView]:

@@ -25,10 +25,18 @@ from streamforge.gnn.evaluation import (
 )
 from streamforge.gnn.features import FeatureConfig, FeatureSet, features_of
 from streamforge.gnn.graph import MarketGraphs
-from streamforge.gnn.history import BarsSource, find_bars, pin_reading, pin_version, read_bars, release_reading
+from streamforge.gnn.history import (
+    BarsSource,
+    find_bars,
+    keep_reading,
+    pin_reading,
+    pin_version,
+    read_bars,
+    release_reading,
+)
 from streamforge.gnn.libraries import require_libraries
 from streamforge.gnn.panel import panel_of
-from streamforge.gnn.training import Recipe, train
+from streamforge.gnn.training import Recipe, TrainedModel, load_recipe, train
 from streamforge.lakehouse.commit import table_name
 from streamforge.settings import Settings
 
@@ -47,6 +55,7 @@ class FeatureHistory:
         table: name of the table.
         snapshot_id: table snapshot that was read.
         interval: length of the bars.
+        reading_tag: keeps the table snapshot until a version does.
         features: of the whole history that was read.
     """
 
@@ -54,6 +63,7 @@ class FeatureHistory:
     table: str
     snapshot_id: int
     interval: str
+    reading_tag: str
     features: FeatureSet
 
 
@@ -108,11 +118,11 @@ def read_features(
         NotEnoughDataError: too few bars for a walk; says how many there are and are needed.
     """
     view = find_bars(settings, contracts, source)
-    pin_reading(view, reading)
+    tag = pin_reading(view, reading)
     bars = read_bars(view, max_intervals=max_intervals)
     features = features_of(panel_of(bars, interval_ns=view.interval_ns, max_intervals=max_intervals), config)
     usable_rows(features, walk)
-    return FeatureHistory(view.contract_id, table_name(view.table), view.snapshot_id, view.interval, features)
+    return FeatureHistory(view.contract_id, table_name(view.table), view.snapshot_id, view.interval, tag, features)
 
 
 def train_version(
@@ -123,15 +133,16 @@ def train_version(
     *,
     recipe: Recipe,
     walk: WalkConfig,
-    reading: str,
 ) -> TrainedVersion:
     """Train on the whole history and register the result as challenger; its table snapshot is kept for good.
 
     Raises:
         NotEnoughDataError: too few bars.
         ConfigurationError: libraries are missing, or the registry cannot be reached.
+        CommitError: the table snapshot has expired since it was read.
     """
     require_libraries()
+    keep_reading(settings, contracts, history.contract_id, history.snapshot_id, history.reading_tag)
     features = history.features
     rows = usable_rows(features, walk)
     model = train(features, graphs, rows, recipe)
@@ -145,14 +156,14 @@ def train_version(
             SOURCE_TAG: history.contract_id,
             INTERVAL_TAG: str(features.interval_ns),
             UNTIL_TAG: str(until_ns),
-            "reading": reading,
+            "reading_tag": history.reading_tag,
             "instruments": str(len(features.instruments)),
             "seed": str(recipe.training.seed),
         },
         files={REFERENCE_FILE: msgspec.json.encode(reference)},
     )
     tag = pin_version(settings, contracts, history.contract_id, history.snapshot_id, version)
-    release_reading(settings, contracts, history.contract_id, reading)
+    release_reading(settings, contracts, history.contract_id, history.reading_tag)
     return TrainedVersion(version, recipe, model.epochs, tag)
 
 
@@ -171,7 +182,7 @@ def evaluate_version(
     scores = scores_of(walked)
     comparison = None
     champion = registry.load_champion(settings)
-    if champion is not None and champion.interval_ns == features.interval_ns:
+    if champion is not None and _forecasts_the_same(champion.model, features):
         tags = registry.version_tags(settings, champion.version)
         comparison = compare_with_champion(
             walked,
@@ -198,12 +209,17 @@ def champion_drift(settings: Settings, contracts: Contracts) -> ChampionDrift | 
         return None
     tags = registry.version_tags(settings, version)
     with TemporaryDirectory() as folder:
-        path = registry.artifact_of(settings, version, Path(folder)) / REFERENCE_FILE
-        reference = msgspec.json.decode(path.read_bytes(), type=DriftReference)
-    config = FeatureConfig()
+        artifact = registry.artifact_of(settings, version, Path(folder))
+        reference = msgspec.json.decode((artifact / REFERENCE_FILE).read_bytes(), type=DriftReference)
+        config = load_recipe(artifact).features
     interval_ns = int(tags[INTERVAL_TAG])
     view = find_bars(settings, contracts, BarsSource(tags[SOURCE_TAG]), interval_ns=interval_ns)
     max_intervals = reference.recent_intervals + config.history_intervals
     bars = read_bars(view, max_intervals=max_intervals)
     features = features_of(panel_of(bars, interval_ns=interval_ns, max_intervals=max_intervals), config)
     return ChampionDrift(version, reference.recent_intervals, drift_of(features, reference))
+
+
+def _forecasts_the_same(model: TrainedModel, features: FeatureSet) -> bool:
+    """Return whether a model can be judged on these features: a champion of other intervals or features cannot."""
+    return (model.interval_ns, model.names) == (features.interval_ns, features.names)

@@ -284,6 +284,15 @@ def save_model(model: TrainedModel, folder: Path) -> None:
     torch.save(model.network.state_dict(), folder / WEIGHTS_FILE)
 
 
+def load_recipe(folder: Path) -> Recipe:
+    """Read what the model artifact in `folder` was made by, without its weights.
+
+    Raises:
+        ConfigurationError: the file is missing, or of another version of the program.
+    """
+    return _saved(folder).recipe
+
+
 def load_model(folder: Path) -> TrainedModel:
     """Read a model artifact.
 
@@ -292,14 +301,26 @@ def load_model(folder: Path) -> TrainedModel:
     """
     import torch  # noqa: PLC0415
 
+    saved = _saved(folder)
+    config = saved.recipe.training
     try:
-        saved = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=_SavedModel)
-        config = saved.recipe.training
         network = volatility_network(len(saved.names), NetworkConfig(config.hidden, config.heads))
         state: dict[str, Any] = torch.load(folder / WEIGHTS_FILE, weights_only=True, map_location="cpu")
         network.load_state_dict(state)
-    except (OSError, msgspec.MsgspecError, RuntimeError) as error:
-        msg = f"the model artifact in {folder} cannot be read: {error}. Train again: job `retrain` in Dagster"
-        raise ConfigurationError(msg) from error
+    except (OSError, RuntimeError) as error:
+        raise _unreadable(folder, error) from error
     network.eval()
     return TrainedModel(saved.recipe, saved.interval_ns, saved.names, saved.scaling, network, saved.epochs)
+
+
+def _saved(folder: Path) -> _SavedModel:
+    try:
+        return msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=_SavedModel)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"the model artifact in {folder} cannot be read: {error}. Train again: job `retrain` in Dagster"
+    )

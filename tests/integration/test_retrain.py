@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,11 +22,14 @@ from orchestration.resources import Platform
 from streamforge.contracts import load_contracts
 from streamforge.gnn import registry
 from streamforge.gnn.evaluation import BASELINES, ModelName, WalkConfig
-from streamforge.gnn.history import READING_TAG, BarsSource, find_bars
+from streamforge.gnn.history import READING_TAG, BarsSource, find_bars, pin_reading
 from streamforge.gnn.steps import SOURCE_TAG
 from streamforge.lakehouse.catalog import ensure_table, load_table, open_catalog
+from streamforge.lakehouse.tags import set_tag
 from streamforge.settings import Settings
 from tests.models_support import FIRST_NS, HOUR_NS, MARKET, as_rows, make_bars
+
+pytestmark = pytest.mark.timeout(600)  # three retrainings, and the first import of torch
 
 INTERVALS = 560
 LATER = 660
@@ -154,6 +158,19 @@ def test_empty_or_missing_tables_fail_the_run_with_the_way_out(tmp_path: Path, *
     message = _failure(_platform(tmp_path, create=create))
     assert "no bars in bars or venue-bars" in message
     assert "streamforge load history" in message
+
+
+def test_readings_of_runs_that_failed_are_forgotten_after_a_day(tmp_path: Path) -> None:
+    platform = _platform(tmp_path)
+    _append(platform, "bars", make_bars(intervals=10))
+    view = find_bars(platform.settings, platform.contracts, BarsSource.BARS)
+    now_s = int(time.time())
+    old, fresh = f"{READING_TAG}{now_s - 90_000}-old", f"{READING_TAG}{now_s - 60}-fresh"
+    for tag in (old, fresh):
+        set_tag(view.table, tag, view.snapshot_id)
+    own = pin_reading(find_bars(platform.settings, platform.contracts, BarsSource.BARS), "own")
+    table = load_table(open_catalog(platform.settings), platform.settings, platform.contracts["bars"])
+    assert {tag for tag in table.metadata.refs if tag.startswith(READING_TAG)} == {fresh, own}
 
 
 def test_without_a_champion_the_sensor_says_so(tmp_path: Path) -> None:
