@@ -59,14 +59,19 @@ class KafkaControl:
         """
         self._events.started(self._status(server))
         started_s = self._said_at_s = time.monotonic()
+        commands: list[Command] = []
         while True:
             await asyncio.sleep(_POLL_S)
-            commands = self._control.poll()
+            commands += self._control.poll()
             server.paused = self._control.paused or not self._control.caught_up
-            if not self._control.caught_up and time.monotonic() - started_s > self._control_timeout_s:
-                raise self._control.not_caught_up(self._control_timeout_s)
+            if not self._control.caught_up:
+                # What was heard on the way is answered when the state after it is known.
+                if time.monotonic() - started_s > self._control_timeout_s:
+                    raise self._control.not_caught_up(self._control_timeout_s)
+                continue
             for command in commands:
                 self._events.answer(command, self._status(server), detail=_obey(command, server))
+            commands.clear()
             self._report(server)
 
     def _report(self, server: MarketServer) -> None:
