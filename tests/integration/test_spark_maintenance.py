@@ -128,7 +128,7 @@ def bench(spark: SparkSession, platform: Settings, make_topics: MakeTopics) -> B
 
 
 def test_maintenance_beside_the_writer_keeps_rows_position_and_tags(bench: Bench) -> None:
-    settings = writer_settings(bench.settings, writer_commit_interval_s=0.5)
+    settings = writer_settings(bench.settings, writer_commit_interval_s=1.0)
     with running_writer(settings, bench.contracts) as writer:
         bench.land(writer, 3)
         tagged = bench.table().current_snapshot()
