@@ -14,7 +14,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from assets.catalogue import PLATFORM_RESOURCE, stream_key
 from assets.consumers import ALIVE, KINDS, Consumer
-from orchestration import control
+from orchestration import control, lakehouse
 from orchestration.control import stuck_consumers
 from orchestration.resources import Platform
 from streamforge.events import ProcessState
@@ -51,6 +51,12 @@ def test_every_process_of_a_platform_is_a_consumer_asset_behind_the_streams_it_r
     parser = specs[BY_KIND["parser"].key]
     assert [dep.asset_key for dep in parser.deps] == [stream_key(pipeline.contracts["raw-trades"])]
     assert {name for each in KINDS for name in each.reads} <= set(pipeline.contracts)
+
+
+def test_no_job_of_the_location_is_empty() -> None:
+    # A selection by group leaves out assets that are only observed, and says nothing.
+    repository = lakehouse.defs.get_repository_def()
+    assert [job.name for job in repository.get_all_jobs() if not job.nodes] == []
 
 
 def test_jobs_tell_a_live_consumer_and_hear_its_answer(pipeline: Pipeline, jobs: Jobs) -> None:
