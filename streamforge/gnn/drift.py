@@ -2,8 +2,8 @@
 
 For each feature the population stability index (PSI) between the deciles of the training and the recent values.
 A textbook bound (0.25) alone would always be passed: slow features stay in a few deciles for days. So a training
-is also cut into stretches as long as the recent one, and a feature has drifted when its PSI is beyond the bound
-and beyond every stretch of the training.
+is also looked at in stretches as long as the recent one, and a feature has drifted when its PSI is beyond the bound
+and, by a margin, beyond every stretch of the training.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ REFERENCE_FILE = "drift.json"
 PSI_BOUND = 0.25
 _SKIPPED = ("day_sin", "day_cos")
 _EMPTY_RATIO = 1e-4
+_STRETCHES_A_LENGTH = 12
+_SEEN_MARGIN = 1.25
 
 
 class FeatureReference(msgspec.Struct, frozen=True):
@@ -62,7 +64,9 @@ class FeatureDrift(msgspec.Struct, frozen=True):
 
 def reference_of(features: FeatureSet, rows: IntArray, *, recent_intervals: int) -> DriftReference:
     """Describe the features of the training rows."""
-    starts = range(0, len(rows) - recent_intervals + 1, recent_intervals)
+    last = len(rows) - recent_intervals
+    # Overlapping, and the last one with them: what the training ended with is no drift the moment after.
+    starts = [*range(0, last, max(1, recent_intervals // _STRETCHES_A_LENGTH)), last]
     found = {}
     for name in features.names:
         if name in _SKIPPED:
@@ -72,7 +76,7 @@ def reference_of(features: FeatureSet, rows: IntArray, *, recent_intervals: int)
         ratios = _ratios(values, edges)
         seen = [psi(ratios, _ratios(_values(features, rows[i : i + recent_intervals], name), edges)) for i in starts]
         found[name] = FeatureReference(
-            edges=tuple(edges.tolist()), ratios=tuple(ratios.tolist()), limit=max(PSI_BOUND, *seen, 0.0)
+            edges=tuple(edges.tolist()), ratios=tuple(ratios.tolist()), limit=max(PSI_BOUND, _SEEN_MARGIN * max(seen))
         )
     return DriftReference(recent_intervals, found)
 
