@@ -11,7 +11,10 @@ itself: six processes instead of four, which are nobody's when their parent is k
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +22,7 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
-from streamforge.errors import ConfigurationError
+from streamforge.errors import ConfigurationError, ProcessError
 from streamforge.platform.plan import PORT_RELEASE_S, UI, PlatformFiles, PlatformPlan, ProcessPlan
 from streamforge.processes import LOOPBACK, remembered_ports, write_atomically
 
@@ -30,6 +33,7 @@ DAEMON = f"{DAGSTER}-daemon"
 _GRPC = "grpc"
 _BEFORE_ALL = -1
 _STOP_DEADLINE_S = 15
+_DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
 
 _WORKSPACE = Path(__file__).resolve().parents[2] / "workspace.yaml"
 _PACKAGES = ("dagster", "dagster_webserver")
@@ -167,17 +171,41 @@ def with_dagster(plan: PlatformPlan, *, remember: bool) -> PlatformPlan:
 
 
 def write_instance(plan: PlatformPlan) -> None:
-    """Write what Dagster's processes of `plan` read at their start; nothing where it has none."""
+    """Write what Dagster's processes of `plan` read at their start; nothing where it has none.
+
+    Raises:
+        ProcessError: Dagster cannot make its databases.
+    """
     if plan.named(WEBSERVER) is None:
         return
     home = Path(plan.home)
-    prepare_instance(home)
+    _make_storage(prepare_instance(home), dagster_environment(home))
     entries = [
         {"grpc_server": {"host": LOOPBACK, "port": server.ports[_GRPC], "location_name": item.name}}
         for item in code_locations()
         if (server := plan.named(item.process_name)) is not None
     ]
     write_atomically(_workspace_file(home), yaml.safe_dump({"load_from": entries}, sort_keys=False))
+
+
+def _make_storage(folder: Path, environment: Mapping[str, str]) -> None:
+    """Make the databases of a new instance, once and alone: processes that do it at the same time spoil them.
+
+    Raises:
+        ProcessError: Dagster cannot make them.
+    """
+    if all((folder / name).exists() for name in _DATABASES):
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster", "instance", "info"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        msg = f"Dagster cannot open its instance in {folder}: {done.stderr.strip()[-500:]}. Move the folder away"
+        raise ProcessError(msg)
 
 
 def _workspace_file(home: Path) -> Path:

@@ -49,6 +49,13 @@ def test_workspace_of_the_instance_names_the_ports_of_the_code_servers(plan: Pla
     }
 
 
+def test_databases_are_made_before_several_processes_open_them(plan: PlatformPlan) -> None:
+    # Four processes that make them at once leave them with two versions, which no later start repairs.
+    write_instance(with_dagster(plan, remember=False))
+    home = dagster_home(Path(plan.home))
+    assert sorted(path.name for path in home.rglob("*.db")) == ["index.db", "runs.db", "schedules.db"]
+
+
 def test_instance_is_bounded_silent_and_kept_when_a_person_edits_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
