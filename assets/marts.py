@@ -55,13 +55,12 @@ def marts_assets(contracts: Contracts, graph: MartGraph) -> dg.AssetsDefinition:
                 settings, [*arguments, *(["--full-refresh"] if config.full_refresh else [])], context.log.info
             )
         results = {item.unique_id.split(".")[2]: item for item in found}
-        for name in models.keys() & results.keys():
-            if results[name].status in _WELL:
-                yield dg.MaterializeResult(
-                    asset_key=mart_key(name), metadata=_metadata(settings, models[name], results[name])
-                )
-        for name in tests.keys() & results.keys():
-            yield _judged(tests[name], results[name])
+        # In dbt's order: Dagster wants a model after those that it reads.
+        for name, result in results.items():
+            if name in models and result.status in _WELL:
+                yield dg.MaterializeResult(asset_key=mart_key(name), metadata=_metadata(settings, models[name], result))
+            elif name in tests:
+                yield _judged(tests[name], result)
         _raise_unless_made(models, results)
 
     decorate = dg.multi_asset(

@@ -28,7 +28,7 @@ HOURS = 205
 """Long enough for an EMA of 200 hours."""
 FIRST_END, END = 60 * (HOURS - 4), 60 * HOURS + 3
 REBUILT = range(60 * (HOURS - 10) + 7, 60 * (HOURS - 10) + 12)
-LATE_MINUTE, REVISED_MINUTE = 333, 700
+LATE_MINUTE, REVISED_MINUTE = 333, 701
 GONE = range(40, 45)
 ETH_FIRST_END, ETH_END = 1_200, 1_500
 SELECT = ["--select", f"+{MART}"]

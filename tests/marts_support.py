@@ -37,8 +37,12 @@ class MinuteBar:
 
 
 def settings_of(home: Path, *contract_ids: str) -> Settings:
-    """Return settings with tables made below `home`: those of the contracts named, or all."""
-    settings = Settings(_env_file=None, home=home)  # type: ignore[call-arg]
+    """Return settings with tables made below `home`: those of the contracts named, or all.
+
+    Spark gets few tasks and a quick compiler: the data is small, and most of a run is Spark warming up.
+    """
+    options = {"spark.sql.shuffle.partitions": "2", "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1"}
+    settings = Settings(_env_file=None, home=home, spark_options=options)  # type: ignore[call-arg]
     contracts = load_contracts(settings.contracts_dir)
     wanted = Contracts({name: contracts[name] for name in contract_ids or contracts})
     ensure_tables(open_catalog(settings), settings, wanted)

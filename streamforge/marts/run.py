@@ -6,6 +6,7 @@ One run at a time writes the marts of a home; another one waits for its turn.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -150,6 +151,7 @@ def _spark(settings: Settings) -> Iterator[None]:
     """Start the session that dbt will find, and stop Spark afterwards."""
     from pyspark.sql import SparkSession  # noqa: PLC0415  # heavy
 
+    logging.getLogger("py4j").setLevel(logging.WARNING)  # it tells of every connection that it closes
     spark_session(settings)
     session = SparkSession.builder.getOrCreate()
     try:
