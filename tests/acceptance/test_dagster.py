@@ -1,0 +1,193 @@
+"""Dagster beside a running platform, as a person uses it: launched, cancelled, backfilled, and killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from streamforge.contracts import load_contracts
+from streamforge.demo.session import Session
+from streamforge.lakehouse.line import Line
+from streamforge.lakehouse.verify import verify_tables
+from streamforge.platform.plan import PlatformFiles, read_plan
+from streamforge.settings import Settings
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+_WITHIN_S = 300.0
+_REPOSITORY = {"repositoryLocationName": "lakehouse", "repositoryName": "__repository__"}
+_ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
+_BUSY = ("REQUESTED", "COMPLETING")
+_LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
+  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+  ... on RunConfigValidationInvalid { errors { message } } } }"""
+_STATUS = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+_TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
+_BACKFILL = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
+  __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
+_BACKFILL_STATUS = """query($id: String!) { partitionBackfillOrError(backfillId: $id) {
+  ... on PartitionBackfill { status } } }"""
+_LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries { name
+  locationOrLoadError { __typename } } } } }"""
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A detached platform and Dagster's interface, as the UI's pages use it."""
+
+    home: Path
+
+    def call(self, *arguments: str) -> dict[str, Any]:
+        """Call `streamforge` and return its JSON."""
+        command = [sys.executable, "-m", "cli", *arguments, "--output", "json"]
+        environment = os.environ | {"STREAMFORGE_HOME": str(self.home)}
+        done = subprocess.run(
+            command, env=environment, cwd=self.home.parent, capture_output=True, text=True, check=False
+        )
+        assert done.stdout, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """Return the processes by name."""
+        return {process["name"]: process for process in self.call("status")["processes"]}
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """Ask Dagster and return the only answer."""
+        url = read_plan(PlatformFiles(self.home)).ui_url  # type: ignore[union-attr]
+        reply = httpx.post(f"{url}/graphql", json={"query": query, "variables": variables}, timeout=60.0)
+        data = reply.raise_for_status().json()
+        assert "errors" not in data, data
+        [answer] = data["data"].values()
+        return answer
+
+    def launch(self, job: str, op: str, config: Mapping[str, Any]) -> str:
+        """Launch a run as the launchpad does and return its id."""
+        params = {
+            "selector": _REPOSITORY | {"jobName": job},
+            "runConfigData": {"ops": {op: {"config": dict(config)}}},
+            "mode": "default",
+        }
+        answer = self.ask(_LAUNCH, params=params)
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        return str(answer["run"]["runId"])
+
+    def status(self, run_id: str) -> str:
+        """Return the status of a run."""
+        return str(self.ask(_STATUS, id=run_id)["status"])
+
+    def end_of(self, run_id: str) -> str:
+        """Wait for the end of a run and return its status."""
+        return wait_until(
+            lambda: status if (status := self.status(run_id)) in _ENDED else None,
+            timeout_s=_WITHIN_S,
+            what=f"run {run_id} ends",
+        )
+
+    def run(self, job: str, op: str, config: Mapping[str, Any]) -> str:
+        """Launch a run and return how it ended."""
+        return self.end_of(self.launch(job, op, config))
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    found = Platform(tmp_path / "home")
+    try:
+        up = found.call("up", "--detach")
+        assert up["ui_url"], up
+        yield found
+    finally:
+        found.call("down")
+
+
+def test_dagster_steers_a_running_line_and_its_death_changes_nothing_in_it(platform: Platform) -> None:
+    # One test: a platform takes half a minute to start, and the second part ends the market.
+    _launchpad_control_backfill_and_cancel_work(platform)
+    _killing_dagster_in_the_middle_of_a_replay_changes_nothing(platform)
+
+
+def _launchpad_control_backfill_and_cancel_work(platform: Platform) -> None:
+    locations = platform.ask(_LOCATIONS)["locationEntries"]
+    loaded = {entry["name"]: entry["locationOrLoadError"]["__typename"] for entry in locations}
+    assert loaded["lakehouse"] == "RepositoryLocation", loaded
+    assert platform.run("replay", "replay_ranges", {}) == "SUCCESS"
+    assert platform.run("pause", "tell_to_pause", {"target": "parser", "wait_s": 60.0}) == "SUCCESS"
+    assert platform.processes()["parser"]["own_state"] == "paused"
+
+    # The parser stands still while raw trades come in: this replay waits for it until somebody cancels it.
+    waiting = platform.launch(
+        "replay", "replay_ranges", {"everything": True, "dry_run": False, "wait_s": _WITHIN_S, "time": "produce"}
+    )
+    wait_until(lambda: platform.status(waiting) == "STARTED", timeout_s=_WITHIN_S, what="the replay has started")
+    platform.ask(_TERMINATE, id=waiting)
+    assert platform.end_of(waiting) == "CANCELED"
+    assert platform.run("resume", "tell_to_resume", {"target": "parser", "wait_s": 60.0}) == "SUCCESS"
+
+    hours = [(datetime.now(UTC) - timedelta(hours=ago)).strftime("%Y-%m-%d-%H:00") for ago in (1, 0)]
+    selector = {"partitionSetName": "replay_hours_partition_set", "repositorySelector": _REPOSITORY}
+    backfill = platform.ask(_BACKFILL, params={"selector": selector, "partitionNames": hours})
+    assert backfill["__typename"] == "LaunchBackfillSuccess", backfill
+    ended = wait_until(
+        lambda: (
+            status
+            if (status := platform.ask(_BACKFILL_STATUS, id=backfill["backfillId"])["status"]) not in _BUSY
+            else None
+        ),
+        timeout_s=_WITHIN_S,
+        what="the backfill ends",
+    )
+    assert ended == "COMPLETED_SUCCESS"
+
+
+def _killing_dagster_in_the_middle_of_a_replay_changes_nothing(platform: Platform) -> None:
+    before = platform.processes()
+    running = platform.launch("replay", "replay_ranges", {"everything": True, "dry_run": False})
+    wait_until(lambda: platform.status(running) == "STARTED", timeout_s=_WITHIN_S, what="the replay has started")
+    dagster = {name: item["pid"] for name, item in before.items() if name.startswith("dagster-")}
+    runs = psutil.Process(dagster["dagster-lakehouse"]).children(recursive=True)
+    assert runs, "the run is not a child of its code server"
+    for pid in [*dagster.values(), *(each.pid for each in runs)]:
+        psutil.Process(pid).kill()
+
+    def is_back() -> dict[str, dict[str, Any]] | None:
+        found = platform.processes()
+        restarted = all(found[name]["pid"] not in (None, pid) for name, pid in dagster.items())
+        return found if restarted else None
+
+    after = wait_until(is_back, timeout_s=_WITHIN_S, what="Dagster's processes are started again")
+    line = {name for name in before if not name.startswith("dagster-")}
+    assert {name: (after[name]["pid"], after[name]["restarts"]) for name in line} == {
+        name: (before[name]["pid"], 0) for name in line
+    }
+    landed = sum(before["writer"]["positions"].values())
+    wait_until(
+        lambda: sum(platform.processes()["writer"]["positions"].values()) > landed,
+        timeout_s=_WITHIN_S,
+        what="the writer lands on",
+    )
+    _everything_that_was_sent_is_landed_once(platform.home)
+    assert platform.end_of(platform.launch("replay", "replay_ranges", {})) == "SUCCESS"
+
+
+def _everything_that_was_sent_is_landed_once(home: Path) -> None:
+    settings = Settings(_env_file=None, home=home)  # type: ignore[call-arg]
+    contracts = load_contracts(settings.contracts_dir)
+    files = PlatformFiles(settings.home_path)
+    plan = read_plan(files)
+    assert plan is not None
+    sent = Session(settings, contracts, plan).land(Line(settings, contracts), files.ledger)
+    assert sent.messages > 0
+    for each in verify_tables(settings, contracts):
+        assert (each.tally.lost, each.tally.doubled, each.tally.different) == (0, 0, 0), each
