@@ -14,13 +14,16 @@ export UV_PYTHON_DOWNLOADS := never
 # What is there already is left alone, so that `make demo` does not take away what `make test` needs.
 SYNC := $(UV) sync --frozen --inexact
 
-.PHONY: help install install-all demo test up down status lint format bench screenshots clean
+.PHONY: help install install-dev install-all demo test up down status lint format bench screenshots clean
 
 help: ## List every target with what it does.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(filter .uv/bin/uv,$(UV)) ## Install what the platform needs from the lock file into .venv; ML=1: models too.
 	$(SYNC) --no-group dev $(if $(ML),--group ml)
+
+install-dev: $(filter .uv/bin/uv,$(UV)) ## Install what the platform and the linters need.
+	$(SYNC)
 
 install-all: $(filter .uv/bin/uv,$(UV)) ## Install everything: models, linters, tests.
 	$(SYNC) --all-groups
@@ -44,13 +47,13 @@ down: install ## Stop whatever of the platform was left running.
 status: install ## Show every process of the platform, its position and lag.
 	$(RUN) streamforge status
 
-lint: install-all ## Check formatting, rules, types and the direction of imports.
+lint: install-dev ## Check formatting, rules, types and the direction of imports.
 	$(RUN) ruff format --check
 	$(RUN) ruff check
 	$(RUN) mypy
 	$(RUN) lint-imports
 
-format: install-all ## Format the code and repair what the linter can repair.
+format: install-dev ## Format the code and repair what the linter can repair.
 	$(RUN) ruff format
 	$(RUN) ruff check --fix
 
@@ -59,6 +62,9 @@ bench: install-all ## Run every benchmark; each prints JSON and the machine.
 		name=$$(basename $$file .py); \
 		if [ $$name != common ]; then $(RUN) python -m benchmarks.$$name; fi; \
 	done
+
+screenshots: install-dev ## Make the pictures of Dagster's UI in docs/images, while `make up` runs; needs Chromium.
+	$(RUN) python docs/screenshots.py
 
 clean: ## Remove caches and build output; data in .streamforge and the environments stay.
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
