@@ -29,6 +29,9 @@ from streamforge.gnn.steps import (
 from streamforge.gnn.training import Recipe, TrainingConfig
 
 MODELS = "models"
+POOL = "retraining"
+"""One run of a pool at a time (`pools` in `dagster.yaml`): the path of what a step hands on has no run in it, so two
+runs at once, of the job or of assets by hand, would mix their data."""
 _SOURCES = (dg.AssetKey([TABLES, "bars"]), dg.AssetKey([TABLES, "venue_bars"]))
 _WALK = WalkConfig()
 _DEFAULTS = TrainingConfig()
@@ -53,6 +56,7 @@ class ModelConfig(dg.Config):
 @dg.asset(
     deps=_SOURCES,
     group_name=MODELS,
+    pool=POOL,
     kinds={"python"},
     required_resource_keys={PLATFORM_RESOURCE},
     description="What is known of each instrument when an interval ends: means of log volatility over several "
@@ -76,6 +80,7 @@ def features(context: dg.AssetExecutionContext, config: FeaturesConfig) -> dg.Ou
 
 @dg.asset(
     group_name=MODELS,
+    pool=POOL,
     kinds={"python"},
     description="Who moves with whom: rolling correlation of log volatility, past data only; a new graph every "
     f"{GraphConfig().every} intervals, {GraphConfig().neighbours} edges into each instrument.",
@@ -88,6 +93,7 @@ def market_graph(features: FeatureHistory) -> dg.Output[MarketGraphs]:
 
 @dg.asset(
     group_name=MODELS,
+    pool=POOL,
     kinds={"pytorch", "mlflow"},
     required_resource_keys={PLATFORM_RESOURCE},
     description="GATv2 on the market graph, trained on the whole history and registered as challenger. The table "
@@ -115,6 +121,7 @@ def trained_model(
 
 @dg.asset(
     group_name=MODELS,
+    pool=POOL,
     kinds={"python", "mlflow"},
     required_resource_keys={PLATFORM_RESOURCE},
     description="Walk forward in time, with purge and embargo: the graph model's recipe beside last value, HAR, a "
@@ -143,6 +150,7 @@ def evaluation(
 
 @dg.asset_check(
     asset=evaluation,
+    pool=POOL,
     required_resource_keys={PLATFORM_RESOURCE},
     description="The graph model beats every baseline, and is not worse than the champion on intervals that are "
     "new to the champion. Only then does the challenger become champion.",

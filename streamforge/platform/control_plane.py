@@ -52,6 +52,10 @@ nux:
 concurrency:
   runs:
     max_concurrent_runs: 2
+  # Runs of one pool come one after the other: two retrainings would mix what their steps hand on.
+  pools:
+    granularity: run
+    default_limit: 1
 run_monitoring:
   enabled: true
   # A machine that went down leaves runs that nobody ends: they must not hold a place for ever.

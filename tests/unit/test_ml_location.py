@@ -7,13 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
+import yaml
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from assets.catalogue import table_key
 from assets.models import ASSETS
+from orchestration import ml
 from streamforge.contracts import load_contracts
 from streamforge.gnn.history import BarsSource
 from streamforge.gnn.libraries import MODEL_LIBRARIES
+from streamforge.platform.control_plane import prepare_instance
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (*MODEL_LIBRARIES, "sklearn", "pyspark", "dbt")
@@ -70,3 +76,32 @@ def test_features_depend_on_both_tables_of_bars() -> None:
     wanted = {table_key(contracts[item.value]) for item in (BarsSource.BARS, BarsSource.VENUE_BARS)}
     [features] = [item for item in ASSETS if item.key.path == ["features"]]
     assert set(features.asset_deps[features.key]) == wanted
+
+
+@pytest.mark.parametrize("place", ["laptop", "cluster"])
+def test_two_retrainings_run_one_after_the_other_however_they_are_launched(place: str, tmp_path: Path) -> None:
+    cluster = ROOT / "deploy" / "kubernetes" / "dagster" / "dagster.yaml"
+    file = cluster if place == "cluster" else prepare_instance(tmp_path) / "dagster.yaml"
+    concurrency = yaml.safe_load(file.read_text(encoding="utf-8"))["concurrency"]
+    by_job, by_hand = ml.defs.resolve_job_def("retrain"), ml.defs.resolve_implicit_global_asset_job_def()
+    with dg.instance_for_test(overrides={"concurrency": concurrency}) as instance:
+        queue = QueuedRunCoordinatorDaemon(interval_seconds=1)
+
+        def next_runs() -> list[str]:
+            found = queue._get_runs_to_dequeue(instance, instance.get_concurrency_config(), fixed_iteration_time=None)
+            return [run.run_id for run in found]
+
+        def launched(job: dg.JobDefinition) -> dg.DagsterRun:
+            origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("ml"), "ml"), job.name)
+            return instance.create_run_for_job(job, status=dg.DagsterRunStatus.QUEUED, remote_job_origin=origin)
+
+        first = launched(by_job)
+        assert next_runs() == [first.run_id]
+        starting = dg.DagsterEvent(dg.DagsterEventType.PIPELINE_STARTING.value, job_name=first.job_name)
+        instance.report_dagster_event(starting, first.run_id)
+        second, third = launched(by_hand), launched(by_job)
+        assert next_runs() == []
+        instance.report_run_failed(first)
+        # Of the two that wait, one.
+        assert next_runs() == [second.run_id]
+        assert third.run_op_concurrency == second.run_op_concurrency
