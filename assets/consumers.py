@@ -1,25 +1,30 @@
 """Consumers: the always-on processes, one asset a kind, observed from what they say in `queue-events`.
 
 They run beside Dagster and need nothing of it. An observation tells state, positions and lag of each replica; the
-check `alive` fails when one is silent, stuck or has failed. A consumer that somebody stopped or paused is well.
+check `alive` fails when one is silent, stuck or has failed, and keeps failing until it speaks again or has stopped in
+good order. A consumer that somebody stopped or paused is well.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import dagster as dg
 
 from assets.catalogue import PLATFORM_RESOURCE, observable, platform_of, stream_key
 from streamforge.contracts import Contracts
-from streamforge.liveness import Judgement, judge
+from streamforge.events import ProcessEvent
+from streamforge.liveness import Judgement, judge, words_that_count
 from streamforge.settings import Settings
 from streamforge.supervision import read_events
 
 CONSUMERS = "consumers"
 ALIVE = "alive"
 WITHIN_S = 3_600.0
-"""How far back words count; what was silent for longer is not there."""
+"""How far back every word counts: enough to see what stands still."""
+LOOK_BACK_S = 7 * 86_400.0
+"""How far back a last word counts: as long as `queue-events` keeps it. Who died within that time is not forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +77,14 @@ def consumer_specs(contracts: Contracts) -> list[dg.AssetSpec]:
 
 
 def observable_consumers(contracts: Contracts) -> dg.AssetsDefinition:
-    """Return the consumers with an observation that tells state, age of the last word and lag of each."""
+    """Return the consumers with an observation that tells state, age of the last word and lag of each.
+
+    Of those that spoke in the last hour; the check `alive` remembers the others.
+    """
 
     def look_at_consumers(context: dg.OpExecutionContext) -> Iterator[dg.ObserveResult]:
-        found = judgements(*platform_of(context))
+        # Every five minutes: who was silent for longer than that has no state to record.
+        found = judgements(*platform_of(context), look_back_s=WITHIN_S)
         for each in KINDS:
             if each.key not in context.selected_asset_keys:
                 continue
@@ -106,11 +115,30 @@ def consumer_checks() -> dg.AssetChecksDefinition:
     return consumers_alive
 
 
-def judgements(settings: Settings, contracts: Contracts) -> Mapping[str, Sequence[Judgement]]:
-    """Return how each replica is now, by kind; kinds that did not speak lately are absent."""
+def judgements(
+    settings: Settings,
+    contracts: Contracts,
+    *,
+    look_back_s: float = LOOK_BACK_S,
+    known: Iterable[ProcessEvent] = (),
+) -> Mapping[str, Sequence[Judgement]]:
+    """Return how each replica is now, by kind; kinds that did not speak are absent.
+
+    Args:
+        settings: where the broker is.
+        contracts: has `queue-events`.
+        look_back_s: how far back words are read.
+        known: words that are known from before.
+
+    Raises:
+        RetryableSourceError: the broker does not answer.
+    """
+    now_ns = time.time_ns()
+    said = chain(known, read_events(settings, contracts, within_s=look_back_s, now_ns=now_ns))
     found: dict[str, list[Judgement]] = {}
-    for each in judge(read_events(settings, contracts, within_s=WITHIN_S), time.time_ns()):
-        found.setdefault(each.last.kind, []).append(each)
+    for each in judge(words_that_count(said, now_ns - int(WITHIN_S * 1e9)), now_ns):
+        if each.silent_s <= LOOK_BACK_S:
+            found.setdefault(each.last.kind, []).append(each)
     return found
 
 
@@ -122,7 +150,7 @@ def alive(consumer: Consumer, found: Sequence[Judgement]) -> dg.AssetCheckResult
     elif found:
         text = "; ".join(each.text for each in found)
     else:
-        text = f"no {consumer.kind} spoke in the last {WITHIN_S / 60:.0f} minutes: nobody runs it here"
+        text = f"no {consumer.kind} spoke in the last {LOOK_BACK_S / 86_400:.0f} days: nobody runs it here"
     return dg.AssetCheckResult(
         asset_key=consumer.key, check_name=ALIVE, passed=not ill, description=text, metadata=_metadata(found)
     )

@@ -3,6 +3,8 @@
 Everything goes through `queue-events` and `queue-control`; no process waits for Dagster.
 """
 
+import time
+
 import dagster as dg
 import msgspec
 from pydantic import Field
@@ -11,6 +13,7 @@ from assets.catalogue import PLATFORM_RESOURCE, platform_of
 from assets.consumers import (
     ALIVE,
     KINDS,
+    WITHIN_S,
     alive,
     consumer_checks,
     judgements,
@@ -18,7 +21,8 @@ from assets.consumers import (
 )
 from assets.failures import clear_failures
 from streamforge.contracts import Contracts
-from streamforge.events import CommandKind
+from streamforge.errors import StreamForgeError
+from streamforge.events import CommandKind, ProcessEvent
 from streamforge.supervision import send_command, wait_for_answer
 
 ISSUED_BY = "dagster"
@@ -28,7 +32,16 @@ ORDERS = {
     CommandKind.STOP: "End processes in good order with exit code 0; `streamforge up` does not start them again.",
 }
 _SENSOR_INTERVAL_S = 30
-_Cursor = dict[str, bool]
+_FIRST_LOOK_S = 86_400.0
+"""How far back a sensor without memory looks: a tick has a minute, so it is less than what the check by hand reads."""
+
+
+class _Memory(msgspec.Struct, frozen=True):
+    """The sensor's cursor: when it looked, its verdicts, and the last words of those that are silent for long."""
+
+    looked_ns: int = 0
+    verdicts: dict[str, bool] = {}
+    last_words: tuple[ProcessEvent, ...] = ()
 
 
 class Tell(dg.Config):
@@ -76,21 +89,39 @@ def definitions(contracts: Contracts) -> dg.Definitions:
     default_status=dg.DefaultSensorStatus.RUNNING,
     required_resource_keys={PLATFORM_RESOURCE},
 )
-def stuck_consumers(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+def stuck_consumers(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """Fail the check `alive` of a consumer that is silent, stuck or has failed; pass it once it is well again.
 
-    No run is started for it. Each tick says in its skip reason who is ill; a check is written when it changes.
+    No run is started for it. Each tick says in its skip reason who is ill; a check is written when it changes. Without
+    a broker nothing is known and nothing is written.
     """
     platform = context.resources.platform
-    found = judgements(platform.settings, platform.contracts)
-    known = msgspec.json.decode(context.cursor, type=_Cursor) if context.cursor else {}
+    memory = msgspec.json.decode(context.cursor, type=_Memory) if context.cursor else _Memory()
+    looked_ns = time.time_ns()
+    unseen_s = (looked_ns - memory.looked_ns) / 1e9
+    try:
+        found = judgements(
+            platform.settings,
+            platform.contracts,
+            look_back_s=min(unseen_s + WITHIN_S, _FIRST_LOOK_S),
+            known=memory.last_words,
+        )
+    except StreamForgeError as error:
+        return dg.SkipReason(f"nothing is known of the consumers: {error}")
     results = {each: alive(each, found[each.kind]) for each in KINDS if each.kind in found}
     ill = [str(result.description) for result in results.values() if not result.passed]
+    remembered = _Memory(
+        looked_ns,
+        memory.verdicts | {each.kind: result.passed for each, result in results.items()},
+        tuple(each.last for replicas in found.values() for each in replicas if each.silent_s > WITHIN_S / 2),
+    )
     return dg.SensorResult(
         skip_reason="; ".join(ill) or f"{len(results)} kinds of consumers speak and get on",
-        cursor=msgspec.json.encode(known | {each.kind: result.passed for each, result in results.items()}).decode(),
+        cursor=msgspec.json.encode(remembered).decode(),
         asset_events=[
-            _evaluation(each.key, result) for each, result in results.items() if known.get(each.kind) != result.passed
+            _evaluation(each.key, result)
+            for each, result in results.items()
+            if memory.verdicts.get(each.kind) != result.passed
         ],
     )
 

@@ -71,6 +71,23 @@ def judge(events: Iterable[ProcessEvent], now_ns: int, patience: Patience | None
     ]
 
 
+def words_that_count(events: Iterable[ProcessEvent], since_ns: int) -> list[ProcessEvent]:
+    """Return what was said since then and, of what was said before, the last word of each slot.
+
+    A process that died long ago is still told by its last word, and a long history takes no memory.
+    """
+    last: dict[tuple[str, str], ProcessEvent] = {}
+    recent: list[ProcessEvent] = []
+    for event in events:
+        if event.ts_ns >= since_ns:
+            recent.append(event)
+            continue
+        slot = (event.kind, event.slot)
+        if slot not in last or event.ts_ns >= last[slot].ts_ns:
+            last[slot] = event
+    return [*last.values(), *recent]
+
+
 def _judge_slot(said: Sequence[ProcessEvent], now_ns: int, patience: Patience) -> Judgement:
     last = said[-1]
     silent_s = max(0.0, (now_ns - last.ts_ns) / _NS_PER_S)

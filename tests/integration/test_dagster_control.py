@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
+import msgspec
 import pytest
+from confluent_kafka import Producer
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from assets.catalogue import PLATFORM_RESOURCE, stream_key
@@ -17,12 +19,13 @@ from assets.consumers import ALIVE, KINDS, Consumer
 from orchestration import control, lakehouse
 from orchestration.control import stuck_consumers
 from orchestration.resources import Platform
-from streamforge.events import ProcessState
+from streamforge.events import EventKind, ProcessEvent, ProcessState
+from streamforge.kafka import producer_config
 from streamforge.offsets import TopicPartition
 from streamforge.platform.plan import BROKER, make_plan
 from streamforge.processes import LOOPBACK, choose_free_port
 from streamforge.settings import Settings
-from streamforge.supervision import EventPublisher, ProcessIdentity, ProcessStatus
+from streamforge.supervision import EVENTS_CONTRACT, EventPublisher, ProcessIdentity, ProcessStatus
 from tests.dagster_support import Jobs, with_platform
 from tests.pipeline_support import Pipeline, make_pipeline, running, wait_for_positions
 
@@ -100,7 +103,7 @@ def test_observation_tells_state_and_lag_of_each_replica(pipeline: Pipeline, job
     assert health(jobs, BY_KIND["writer"])[0]
     assert health(jobs, BY_KIND["bars"]) == (
         True,
-        "no bars spoke in the last 60 minutes: nobody runs it here",
+        "no bars spoke in the last 7 days: nobody runs it here",
     )
     assert jobs.definitions.resolve_job_def("observe_consumers").execute_in_process(instance=jobs.instance).success
     [record] = jobs.instance.fetch_observations(BY_KIND["writer"].key, limit=1).records
@@ -149,6 +152,33 @@ def test_sensor_fails_the_check_of_a_silent_consumer_but_not_of_a_stopped_one(pi
     assert verdicts == {BY_KIND["parser"].key: False, BY_KIND["bars"].key: True}
 
 
+def test_consumer_that_died_hours_ago_stays_failed_beside_one_that_lives(pipeline: Pipeline, jobs: Jobs) -> None:
+    # The same record as a live process writes, but two hours old for Kafka too: outside of the hour that is judged.
+    long_ago(pipeline, "writer", "1", state=ProcessState.RUNNING)
+    long_ago(pipeline, "bars", "0", state=ProcessState.STOPPED)
+    with speaking(pipeline, "writer", "0") as lives:
+        lives.heartbeat(status(position=1, lag=0))
+    passed, text = health(jobs, BY_KIND["writer"])
+    assert not passed
+    assert "writer/1 said nothing for 7" in text
+    assert health(jobs, BY_KIND["bars"]) == (True, "bars/0 was stopped")
+    first = tick(pipeline, jobs.instance, None)
+    verdicts = {each.asset_key: each.passed for each in first.asset_events if isinstance(each, dg.AssetCheckEvaluation)}
+    assert verdicts == {BY_KIND["writer"].key: False, BY_KIND["bars"].key: True}
+    # This tick reads the last hour only: the dead one is remembered.
+    second = tick(pipeline, jobs.instance, first.cursor)
+    assert second.asset_events == []
+    assert "writer/1 said nothing" in str(second.skip_message)
+
+
+def test_sensor_without_a_broker_skips_and_keeps_what_it_knows(pipeline: Pipeline) -> None:
+    away = pipeline.settings.model_copy(update={"bootstrap_servers": f"{LOOPBACK}:{choose_free_port()}"})
+    with dg.instance_for_test() as instance:
+        ticked = tick(pipeline._replace(settings=away), instance, "{}")
+    assert "nothing is known of the consumers" in str(ticked.skip_message)
+    assert (ticked.cursor, ticked.asset_events) == ("{}", [])
+
+
 class Clock:
     """A wall clock that a test sets, as seconds before now."""
 
@@ -174,6 +204,30 @@ def speaking(pipeline: Pipeline, kind: str, slot: str, clock: Clock | None = Non
         assert publisher.flush(30) == 0
     finally:
         publisher.close()
+
+
+def long_ago(pipeline: Pipeline, kind: str, slot: str, *, state: ProcessState) -> None:
+    """Leave the last word of a process of two hours ago."""
+    when_s = int(time.time()) - 7_200
+    kind_of = EventKind.FINISHED if state is ProcessState.STOPPED else EventKind.HEARTBEAT
+    event = ProcessEvent(
+        process_id=f"{kind}/{slot}@1",
+        kind=kind,
+        slot=slot,
+        host="h",
+        pid=1,
+        version="1",
+        event=kind_of,
+        state=state,
+        ts_ns=when_s * 10**9,
+        assignment=[],
+        positions={},
+        lag={},
+        counters={},
+    )
+    producer = Producer(producer_config(pipeline.settings))
+    producer.produce(pipeline.topic(EVENTS_CONTRACT), msgspec.json.encode(event), timestamp=when_s * 1000)
+    assert producer.flush(30) == 0
 
 
 def status(*, position: int, lag: int) -> ProcessStatus:

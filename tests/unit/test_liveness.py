@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from streamforge.events import EventKind, ProcessEvent, ProcessState
-from streamforge.liveness import Health, Judgement, judge
+from streamforge.liveness import Health, Judgement, judge, words_that_count
 
 NOW_S = 10_000.0
 
@@ -80,3 +80,13 @@ def test_each_slot_is_judged_alone() -> None:
     other = [said(2, process_id="writer/1@1", slot="1")]
     found = {each.last.slot: each.health for each in judge([*STANDING, *other], int(NOW_S * 1e9))}
     assert found == {"0": Health.STUCK, "1": Health.WELL}
+
+
+def test_what_was_said_long_ago_counts_by_the_last_word_of_each_slot() -> None:
+    old = [said(9_000, position=n) for n in (1, 2)]
+    gone = said(8_000, process_id="writer/1@1", slot="1")
+    stopped = said(7_000, state=ProcessState.STOPPED, event=EventKind.FINISHED, process_id="bars/0@1", kind="bars")
+    counted = words_that_count([gone, *reversed(old), said(9_500), stopped, *STANDING], int((NOW_S - 3_600) * 1e9))
+    assert len(counted) == 3 + len(STANDING)
+    health = {(each.last.kind, each.last.slot): each.health for each in judge(counted, int(NOW_S * 1e9))}
+    assert health == {("bars", "0"): Health.STOPPED, ("writer", "0"): Health.STUCK, ("writer", "1"): Health.SILENT}
