@@ -14,7 +14,7 @@ from streamforge.contracts import Contracts
 from streamforge.gnn.features import FeatureConfig, features_of
 from streamforge.gnn.graph import GraphConfig, graphs_of
 from streamforge.gnn.panel import panel_of
-from streamforge.gnn.registry import promote, register
+from streamforge.gnn.registry import promote, register, store
 from streamforge.gnn.training import Recipe, TrainedModel, TrainingConfig, train
 from streamforge.kafka import producer_config
 from streamforge.lakehouse.rows import RowDecoder
@@ -94,7 +94,7 @@ def train_small(contracts: Contracts, *, interval_ns: int = INTERVAL_NS) -> Trai
 
 def make_champion(settings: Settings, model: TrainedModel) -> str:
     """Register a model and promote it; return its version."""
-    version = register(settings, model, table_snapshots={}, tags={}, files={})
+    version = register(settings, store(settings, model, tags={}, files={}), table_snapshots={}, tags={})
     promote(settings, version)
     return version
 

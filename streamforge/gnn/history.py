@@ -27,7 +27,7 @@ from streamforge.lakehouse.tags import remove_tag, set_tag
 from streamforge.settings import Settings
 
 READING_TAG = "training-"
-VERSION_TAG = "model-volatility-"
+MODEL_TAG = "model-volatility-"
 _READING_MAX_AGE_S = 86_400
 
 
@@ -141,13 +141,13 @@ def keep_reading(settings: Settings, contracts: Contracts, contract_id: str, sna
     )
 
 
-def pin_version(settings: Settings, contracts: Contracts, contract_id: str, snapshot_id: int, version: str) -> str:
-    """Keep the table snapshot that a version was trained on from expiry, for good; return the tag.
+def pin_artifact(settings: Settings, contracts: Contracts, contract_id: str, snapshot_id: int, artifact_id: str) -> str:
+    """Keep the table snapshot that an artifact was trained on from expiry, for good; return the tag.
 
     Raises:
         CommitError: the snapshot has expired already.
     """
-    tag = f"{VERSION_TAG}{version}"
+    tag = f"{MODEL_TAG}{artifact_id}"
     set_tag(load_table(open_catalog(settings), settings, contracts[contract_id]), tag, snapshot_id)
     return tag
 

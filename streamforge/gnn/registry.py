@@ -143,21 +143,13 @@ def trained_on(settings: Settings, version: str) -> dict[str, int]:
     }
 
 
-def register(
-    settings: Settings,
-    model: TrainedModel,
-    *,
-    table_snapshots: Mapping[str, int],
-    tags: Mapping[str, str],
-    files: Mapping[str, bytes],
-) -> str:
-    """Store a trained model as a new version, make it the challenger, and return the version.
+def store(settings: Settings, model: TrainedModel, *, tags: Mapping[str, str], files: Mapping[str, bytes]) -> str:
+    """Store the artifact of a trained model, as no version yet, and return its id.
 
     Args:
         settings: where the registry is.
         model: the model.
-        table_snapshots: table snapshot ids that it was trained on, by table.
-        tags: what else to say of the version.
+        tags: what to say of it.
         files: further files of the artifact, by name.
     """
     client = _client(settings)
@@ -168,12 +160,28 @@ def register(
             (Path(folder) / name).write_bytes(content)
         client.log_artifacts(run.info.run_id, folder)
     client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)
+
+
+def register(
+    settings: Settings, artifact_id: str, *, table_snapshots: Mapping[str, int], tags: Mapping[str, str]
+) -> str:
+    """Make a new version of a stored artifact, make it the challenger, and return the version.
+
+    Whatever must be there as long as the version is, must be there before: a kill can come between any two steps.
+
+    Args:
+        settings: where the registry is.
+        artifact_id: of the artifact.
+        table_snapshots: table snapshot ids that it was trained on, by table.
+        tags: what else to say of the version.
+    """
+    client = _client(settings)
     _ensure_model(client)
     pinned = {f"{SNAPSHOT_TAG}{table}": str(snapshot) for table, snapshot in table_snapshots.items()}
+    source = client.get_run(artifact_id).info.artifact_uri
     version = str(
-        client.create_model_version(
-            MODEL_NAME, source=run.info.artifact_uri, run_id=run.info.run_id, tags={**tags, **pinned}
-        ).version
+        client.create_model_version(MODEL_NAME, source=source, run_id=artifact_id, tags={**tags, **pinned}).version
     )
     client.set_registered_model_alias(MODEL_NAME, CHALLENGER, version)
     return version

@@ -29,8 +29,8 @@ from streamforge.gnn.history import (
     BarsSource,
     find_bars,
     keep_reading,
+    pin_artifact,
     pin_reading,
-    pin_version,
     read_bars,
     release_reading,
 )
@@ -43,6 +43,8 @@ from streamforge.settings import Settings
 SOURCE_TAG = "bars_contract"
 INTERVAL_TAG = "interval_ns"
 UNTIL_TAG = "trained_until_ns"
+PINNED_TAG = "snapshot_tag"
+"""Name of the Iceberg tag that keeps the table snapshot which a version was trained on."""
 RECENT_INTERVALS = 168
 
 
@@ -148,21 +150,24 @@ def train_version(
     model = train(features, graphs, rows, recipe)
     until_ns = int(features.label_start_ns[rows[-1]]) + features.interval_ns
     reference = reference_of(features, rows, recent_intervals=min(RECENT_INTERVALS, len(rows) // 4))
+    tags = {
+        SOURCE_TAG: history.contract_id,
+        INTERVAL_TAG: str(features.interval_ns),
+        UNTIL_TAG: str(until_ns),
+        "reading_tag": history.reading_tag,
+        "instruments": str(len(features.instruments)),
+        "seed": str(recipe.training.seed),
+    }
+    files = {REFERENCE_FILE: msgspec.json.encode(reference)}
+    artifact_id = registry.store(settings, model, tags=tags, files=files)
+    # Before the version, which then never stands without it; a kill in between leaves a tag of no version.
+    tag = pin_artifact(settings, contracts, history.contract_id, history.snapshot_id, artifact_id)
     version = registry.register(
         settings,
-        model,
+        artifact_id,
         table_snapshots={history.table: history.snapshot_id},
-        tags={
-            SOURCE_TAG: history.contract_id,
-            INTERVAL_TAG: str(features.interval_ns),
-            UNTIL_TAG: str(until_ns),
-            "reading_tag": history.reading_tag,
-            "instruments": str(len(features.instruments)),
-            "seed": str(recipe.training.seed),
-        },
-        files={REFERENCE_FILE: msgspec.json.encode(reference)},
+        tags={**tags, PINNED_TAG: tag},
     )
-    tag = pin_version(settings, contracts, history.contract_id, history.snapshot_id, version)
     release_reading(settings, contracts, history.contract_id, history.reading_tag)
     return TrainedVersion(version, recipe, model.epochs, tag)
 

@@ -22,8 +22,11 @@ from orchestration.resources import Platform
 from streamforge.contracts import load_contracts
 from streamforge.gnn import registry
 from streamforge.gnn.evaluation import BASELINES, ModelName, WalkConfig
+from streamforge.gnn.features import FeatureConfig
+from streamforge.gnn.graph import graphs_of
 from streamforge.gnn.history import READING_TAG, BarsSource, find_bars, pin_reading
-from streamforge.gnn.steps import SOURCE_TAG
+from streamforge.gnn.steps import PINNED_TAG, SOURCE_TAG, TrainedVersion, read_features, train_version
+from streamforge.gnn.training import Recipe, TrainingConfig
 from streamforge.lakehouse.catalog import ensure_table, load_table, open_catalog
 from streamforge.lakehouse.tags import set_tag
 from streamforge.settings import Settings
@@ -110,6 +113,53 @@ def test_the_snapshot_that_a_version_was_trained_on_is_tagged_and_the_reading_re
     assert reference.snapshot_id == room.first_snapshot_id != table.metadata.current_snapshot_id
     assert not [tag for tag in table.metadata.refs if tag.startswith(READING_TAG)]
     assert registry.version_tags(settings, room.first.version)[SOURCE_TAG] == "venue-bars"
+
+
+@pytest.mark.parametrize("killed_in", ["create_model_version", "set_registered_model_alias"])
+@pytest.mark.parametrize("after", [False, True])
+def test_no_kill_leaves_a_version_without_the_tag_of_its_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str, *, after: bool
+) -> None:
+    platform = _platform(tmp_path)
+    _append(platform, "venue-bars", make_bars(intervals=INTERVALS))
+    client = registry._client(platform.settings)
+    asked = getattr(client, killed_in)
+
+    def killed(_client: object, *args: Any, **more: Any) -> None:
+        if after:
+            asked(*args, **more)
+        raise _KilledError
+
+    monkeypatch.setattr(type(client), killed_in, killed)
+    with pytest.raises(_KilledError):
+        _train(platform)
+    monkeypatch.undo()
+    versions = client.search_model_versions()
+    assert len(versions) == int(after or killed_in != "create_model_version")
+    table = load_table(open_catalog(platform.settings), platform.settings, platform.contracts["venue-bars"])
+    for version in versions:
+        [snapshot_id] = registry.trained_on(platform.settings, version.version).values()
+        assert table.metadata.refs[version.tags[PINNED_TAG]].snapshot_id == snapshot_id
+
+
+class _KilledError(BaseException):
+    """A kill, as far as one process can show it: nothing of ours catches it."""
+
+
+def _train(platform: Platform) -> TrainedVersion:
+    """Read, train for one pass and register."""
+    history = read_features(
+        platform.settings,
+        platform.contracts,
+        source=BarsSource.VENUE_BARS,
+        max_intervals=INTERVALS,
+        reading="test",
+        config=FeatureConfig(),
+        walk=WalkConfig(),
+    )
+    recipe = Recipe(training=TrainingConfig(epochs=1))
+    graphs = graphs_of(history.features, recipe.graph)
+    return train_version(platform.settings, platform.contracts, history, graphs, recipe=recipe, walk=WalkConfig())
 
 
 def test_the_same_data_again_do_not_replace_the_champion(room: Room) -> None:
