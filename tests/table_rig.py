@@ -23,6 +23,7 @@ from pyiceberg.table import Table
 from streamforge.contracts import load_contracts
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.catalog import ensure_table, open_catalog
+from streamforge.lakehouse.maintenance import Maintenance
 from streamforge.lakehouse.protocol import Batch, Move, SourceIdentity
 from streamforge.settings import Settings
 
@@ -109,6 +110,11 @@ class Rig:
     def writer(self, owner: str = "a") -> Writer:
         """Return a writer."""
         return Writer(self, owner)
+
+    def maintenance(self, *, retained: int) -> Maintenance:
+        """Return the real maintenance, with a ledger."""
+        contract = load_contracts(self.settings.contracts_dir)["commits"]
+        return Maintenance(ensure_table(self.catalog, self.settings, contract), contract, retained=retained)
 
     def rows(self, offsets: list[tuple[int, int]]) -> pa.Table:
         """Return one row for each (partition, offset)."""

@@ -1,8 +1,9 @@
 """Bounded snapshots: summaries go to the table `commits`, then the oldest snapshots expire.
 
 A commit costs about 1 ms of CPU for each snapshot that the table retains, so the writer expires them as it
-goes. Tagged snapshots and heads of branches are never expired. Nothing is deleted here: files that no
-snapshot needs any more are orphans, removed by age.
+goes. Tagged snapshots and heads of branches are never expired, also where the tag is set meanwhile: see
+`streamforge.lakehouse.tags`. Nothing is deleted here: files that no snapshot needs any more are orphans, removed
+by age.
 """
 
 from __future__ import annotations
@@ -17,11 +18,19 @@ import pyarrow as pa
 from pyiceberg.table import Table
 from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.snapshots import Snapshot
-from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, RemoveSnapshotsUpdate
+from pyiceberg.table.update import (
+    AssertRefSnapshotId,
+    AssertTableUUID,
+    RemoveSnapshotRefUpdate,
+    RemoveSnapshotsUpdate,
+    TableRequirement,
+    TableUpdate,
+)
 
 from streamforge.contract_model import Contract
 from streamforge.errors import CommitConflictError, CommitUnknownError
 from streamforge.lakehouse import commit
+from streamforge.lakehouse.tags import guard_of, idle_guards
 
 _LEDGER_KIND = "commits"
 _COPIED_KEY = "streamforge.copied."
@@ -55,22 +64,17 @@ class Maintenance:
         """
         by_age = sorted(table.metadata.snapshots, key=lambda item: item.sequence_number or 0)
         old = by_age[: -self._retained]
-        named = {ref.snapshot_id for ref in table.metadata.refs.values()}
-        expirable = [item.snapshot_id for item in old if item.snapshot_id not in named]
-        if not expirable:
+        if old and table.metadata.table_uuid != self._ledger.metadata.table_uuid:
+            self._copy(table, old)  # the ledger's own summaries say nothing of sources
+        table = commit.refresh(table)  # copying took a while; tags may have come and gone
+        expirable, guards = _unnamed(table, old), idle_guards(table)
+        if not expirable and not guards:
             return table
-        if table.metadata.table_uuid != self._ledger.metadata.table_uuid:  # its summaries say nothing of sources
-            self._copy(table, old)
-        main = table.metadata.snapshot_by_name(MAIN_BRANCH)
+        updates: list[TableUpdate] = [RemoveSnapshotRefUpdate(ref_name=name) for name in guards]
+        if expirable:
+            updates.append(RemoveSnapshotsUpdate(snapshot_ids=expirable))
         try:
-            return commit.send_once(
-                table,
-                (RemoveSnapshotsUpdate(snapshot_ids=expirable),),
-                (
-                    AssertTableUUID(uuid=table.metadata.table_uuid),
-                    AssertRefSnapshotId(ref=MAIN_BRANCH, snapshot_id=main.snapshot_id if main else None),
-                ),
-            )
+            return commit.send_once(table, tuple(updates), _refs_as_read(table, expirable))
         except (CommitConflictError, CommitUnknownError):
             return commit.refresh(table)
 
@@ -122,6 +126,23 @@ class Maintenance:
                 }
             )
         return pa.Table.from_pylist(rows, schema=self._contract.arrow_schema)
+
+
+def _unnamed(table: Table, old: Sequence[Snapshot]) -> list[int]:
+    """Return the ids of those of `old` that are still there and that no ref names."""
+    named = {ref.snapshot_id for ref in table.metadata.refs.values()}
+    there = {item.snapshot_id for item in table.metadata.snapshots}
+    return [item.snapshot_id for item in old if item.snapshot_id in there - named]
+
+
+def _refs_as_read(table: Table, expirable: Sequence[int]) -> tuple[TableRequirement, ...]:
+    """Require the refs that are there to be as they are, and no snapshot that goes to have been tagged meanwhile."""
+    expected = dict.fromkeys([MAIN_BRANCH, *map(guard_of, expirable)])
+    found = {name: ref.snapshot_id for name, ref in table.metadata.refs.items()}
+    return (
+        AssertTableUUID(uuid=table.metadata.table_uuid),
+        *(AssertRefSnapshotId(ref=name, snapshot_id=wanted) for name, wanted in (expected | found).items()),
+    )
 
 
 def _committed_at(timestamp_ms: int) -> datetime:

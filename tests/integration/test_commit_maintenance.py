@@ -7,11 +7,10 @@ import json
 import pytest
 from pyiceberg.table import Table
 
-from streamforge.contracts import load_contracts
 from streamforge.errors import CommitError
 from streamforge.lakehouse import commit
-from streamforge.lakehouse.catalog import ensure_table
 from streamforge.lakehouse.maintenance import Maintenance
+from streamforge.lakehouse.tags import remove_tag, set_tag
 from tests.table_rig import Rig, Writer, before_send
 
 RETAINED = 3
@@ -45,6 +44,71 @@ def test_expire_never_takes_a_tagged_snapshot(rig: Rig) -> None:
     assert len(table.snapshots()) == RETAINED + 1
     writer.land(60)
     rig.assert_exact(60)
+
+
+def test_a_tag_set_while_summaries_are_copied_is_kept_whoever_set_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    maintenance, writer = _maintenance(rig), _busy_writer(rig, commits=5)
+    pinned = writer.table.snapshots()[1].snapshot_id
+    before_send(monkeypatch, lambda: rig.fresh().manage_snapshots().create_tag(pinned, "model-1").commit())
+    maintenance.expire(writer.table)
+    assert _named(rig, "model-1") == pinned
+    assert len(rig.fresh().snapshots()) == RETAINED + 1, "the others went"
+
+
+def test_a_tag_set_right_before_the_expiry_is_sent_is_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    maintenance, writer = _maintenance(rig), _busy_writer(rig, commits=5)
+    pinned = writer.table.snapshots()[1].snapshot_id
+    before_send(monkeypatch, lambda: None, lambda: set_tag(rig.fresh(), "model-1", pinned))
+    assert len(maintenance.expire(writer.table).snapshots()) == 6, "given up until the next time"
+    assert _named(rig, "model-1") == pinned
+    maintenance.expire(rig.fresh())
+    assert _named(rig, "model-1") == pinned
+    assert len(rig.fresh().snapshots()) == RETAINED + 1
+    writer.land(60)
+    rig.assert_exact(60)
+
+
+def test_a_tag_moved_right_before_the_expiry_is_sent_is_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    maintenance, writer = _maintenance(rig), _busy_writer(rig, commits=5)
+    first, second = (item.snapshot_id for item in writer.table.snapshots()[:2])
+    set_tag(rig.fresh(), "model-1", first)
+
+    def move() -> None:
+        rig.fresh().manage_snapshots().remove_tag("model-1").commit()
+        rig.fresh().manage_snapshots().create_tag(second, "model-1").commit()
+
+    before_send(monkeypatch, lambda: None, move)
+    maintenance.expire(rig.fresh())
+    assert _named(rig, "model-1") == second
+
+
+def test_a_tag_that_comes_after_the_expiry_says_that_the_snapshot_is_gone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maintenance, writer = _maintenance(rig), _busy_writer(rig, commits=5)
+    gone = writer.table.snapshots()[1].snapshot_id
+    before_send(monkeypatch, lambda: maintenance.expire(rig.fresh()))
+    with pytest.raises(CommitError, match="expired"):
+        set_tag(rig.fresh(), "model-1", gone)
+    assert _named(rig, "model-1") is None
+    assert len(rig.fresh().snapshots()) == RETAINED
+
+
+def test_a_snapshot_goes_when_its_last_tag_is_gone_and_nothing_is_left_of_it(rig: Rig) -> None:
+    maintenance, writer = _maintenance(rig), _busy_writer(rig, commits=5)
+    pinned = writer.table.snapshots()[1].snapshot_id
+    for name in ("reading", "model-1"):
+        set_tag(rig.fresh(), name, pinned)
+    remove_tag(rig.fresh(), "reading")
+    for _ in range(2):
+        maintenance.expire(rig.fresh())
+    assert _named(rig, "model-1") == pinned
+    remove_tag(rig.fresh(), "model-1")
+    for _ in range(2):
+        maintenance.expire(rig.fresh())
+    assert rig.fresh().snapshot_by_id(pinned) is None
+    assert set(rig.fresh().metadata.refs) == {"main"}
+    assert len(rig.fresh().snapshots()) == RETAINED
 
 
 def test_expire_that_meets_another_commit_expires_nothing_and_the_next_run_does(
@@ -92,8 +156,7 @@ def test_manifests_are_merged_so_that_a_commit_stays_cheap(rig: Rig) -> None:
 
 
 def _maintenance(rig: Rig) -> Maintenance:
-    contract = load_contracts(rig.settings.contracts_dir)["commits"]
-    return Maintenance(ensure_table(rig.catalog, rig.settings, contract), contract, retained=RETAINED)
+    return rig.maintenance(retained=RETAINED)
 
 
 def _busy_writer(rig: Rig, *, commits: int) -> Writer:
@@ -102,6 +165,15 @@ def _busy_writer(rig: Rig, *, commits: int) -> Writer:
     for number in range(1, commits + 1):
         writer.land(number * 10)
     return writer
+
+
+def _named(rig: Rig, tag: str) -> int | None:
+    """Return the snapshot that a tag names, if the snapshot is there."""
+    reference = rig.fresh().metadata.refs.get(tag)
+    if reference is None:
+        return None
+    assert rig.fresh().snapshot_by_id(reference.snapshot_id) is not None
+    return reference.snapshot_id
 
 
 def _ledger_rows(rig: Rig) -> list[dict[str, object]]:
