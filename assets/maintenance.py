@@ -6,16 +6,19 @@ travel points, and what a model was trained on. The summaries of those that go a
 touches the writer's position, which lies in the table's properties.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 import dagster as dg
 from pydantic import Field
+from pyiceberg.catalog import Catalog
 
 from assets.catalogue import PLATFORM_RESOURCE, platform_of, table_key
-from assets.failures import clear_failures
+from assets.failures import clear_failures, fail_of, others_first
 from streamforge.contracts import Contract, Contracts
+from streamforge.errors import StreamForgeError
 from streamforge.lakehouse.catalog import ensure_table, load_table, open_catalog, table_identifier
 from streamforge.lakehouse.maintenance import Maintenance
 from streamforge.settings import Settings
@@ -75,15 +78,19 @@ def maintained_tables(contracts: Contracts) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: MaintenanceConfig
     ) -> Iterator[dg.MaterializeResult[None]]:
         settings, known = platform_of(context.op_execution_context)
-        catalog = open_catalog(settings)
-        for contract in known.with_table:
-            if maintenance_key(contract) not in context.op_execution_context.selected_asset_keys:
-                continue
-            if not catalog.table_exists(table_identifier(settings, contract)):
-                context.log.warning("table %s does not exist yet: nothing to maintain", contract.id)
-                continue
-            with clear_failures():
-                yield _maintained(config, settings, known, contract)
+        wanted = [
+            contract
+            for contract in known.with_table
+            if maintenance_key(contract) in context.op_execution_context.selected_asset_keys
+        ]
+        failed: list[StreamForgeError] = []
+        with clear_failures():
+            catalog = open_catalog(settings)
+        for contract in wanted:
+            with others_first(f"table {contract.id}", failed, context.log):
+                if _is_there(context.log, catalog, settings, contract):
+                    yield _maintained(config, settings, known, contract)
+        fail_of(failed)
 
     return maintain_tables
 
@@ -96,22 +103,30 @@ def orphan_removal(contracts: Contracts) -> dg.JobDefinition:
     def remove_orphan_files(context: dg.OpExecutionContext, config: OrphansConfig) -> None:
         """Delete old files below the tables' folders that no table snapshot needs."""
         settings, known = platform_of(context)
-        catalog = open_catalog(settings)
+        failed: list[StreamForgeError] = []
         with clear_failures():
-            session = spark_session(settings)
-            for contract in known.with_table:
-                if not catalog.table_exists(table_identifier(settings, contract)):
-                    continue
-                removed = remove_orphans(
-                    session, settings, contract, older_than_h=config.older_than_h, now=datetime.now(UTC)
-                )
-                context.log.info("table %s: %d orphans removed", contract.id, removed)
+            catalog, session = open_catalog(settings), spark_session(settings)
+        now = datetime.now(UTC)
+        for contract in known.with_table:
+            with others_first(f"table {contract.id}", failed, context.log):
+                if _is_there(context.log, catalog, settings, contract):
+                    removed = remove_orphans(session, settings, contract, older_than_h=config.older_than_h, now=now)
+                    context.log.info("table %s: %d orphans removed", contract.id, removed)
+        fail_of(failed)
 
     @dg.job(name="remove_orphans", description=f"Delete files that no table snapshot needs any more, of: {names}.")
     def remove_orphans_job() -> None:
         remove_orphan_files()
 
     return remove_orphans_job
+
+
+def _is_there(log: logging.Logger, catalog: Catalog, settings: Settings, contract: Contract) -> bool:
+    """Return whether the table exists; where it does not, there is nothing to maintain yet."""
+    exists = bool(catalog.table_exists(table_identifier(settings, contract)))
+    if not exists:
+        log.warning("table %s does not exist yet: nothing to maintain", contract.id)
+    return exists
 
 
 def _maintained(
