@@ -16,9 +16,11 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from assets.catalogue import PLATFORM_RESOURCE, stream_key
 from assets.consumers import ALIVE, KINDS, Consumer
+from assets.maintenance import maintenance_key
 from orchestration import control, lakehouse
 from orchestration.control import stuck_consumers
 from orchestration.resources import Platform
+from streamforge.contracts import load_contracts
 from streamforge.events import EventKind, ProcessEvent, ProcessState
 from streamforge.kafka import producer_config
 from streamforge.offsets import TopicPartition
@@ -60,6 +62,24 @@ def test_no_job_of_the_location_is_empty() -> None:
     # A selection by group leaves out assets that are only observed, and says nothing.
     repository = lakehouse.defs.get_repository_def()
     assert [job.name for job in repository.get_all_jobs() if not job.nodes] == []
+
+
+def test_every_schedule_and_sensor_of_the_location_has_its_job_and_only_that_of_the_marts_is_off() -> None:
+    repository = lakehouse.defs.get_repository_def()
+    jobs = {job.name for job in repository.get_all_jobs()}
+    scheduled = {each.job_name: each.default_status.value for each in repository.schedule_defs}
+    assert set(scheduled) <= jobs
+    running = {"observe", "observe_consumers", "quality", "bars_backfill", "maintain", "remove_orphans"}
+    assert scheduled == dict.fromkeys(running, "RUNNING") | {"marts": "STOPPED"}
+    [sensor] = repository.sensor_defs
+    assert (sensor.name, sensor.default_status.value) == ("stuck_consumers", "RUNNING")
+
+
+def test_maintenance_visits_every_table() -> None:
+    repository = lakehouse.defs.get_repository_def()
+    contracts = load_contracts(Settings.model_fields["contracts_dir"].default)
+    keys = repository.get_job("maintain").asset_layer.selected_asset_keys
+    assert keys >= {maintenance_key(contract) for contract in contracts.with_table}
 
 
 def test_jobs_tell_a_live_consumer_and_hear_its_answer(pipeline: Pipeline, jobs: Jobs) -> None:
