@@ -27,13 +27,18 @@ def records_of(session: SparkSession, settings: Settings, ranges: Sequence[Offse
     No `minPartitions`: it would split a topic-partition over tasks, and the state of a re-run with it. Of a
     topic-partition with several ranges the records between them come too.
     """
+    return session.read.format("kafka").options(**read_options(settings, ranges)).load().select(*_COLUMNS)
+
+
+def read_options(settings: Settings, ranges: Sequence[OffsetRange]) -> dict[str, str]:
+    """Return the options of every read from Kafka: committed records only, and an error where some are gone."""
     topic = ranges[0].topic
     starts: dict[str, int] = {}
     ends: dict[str, int] = {}
     for each in ranges:
         starts.setdefault(str(each.partition), each.start)
         ends[str(each.partition)] = each.end
-    options = {
+    return {
         **client_options(settings),
         "assign": json.dumps({topic: [int(partition) for partition in starts]}),
         "startingOffsets": json.dumps({topic: starts}),
@@ -42,7 +47,6 @@ def records_of(session: SparkSession, settings: Settings, ranges: Sequence[Offse
         "failOnDataLoss": "true",
         "kafka.isolation.level": "read_committed",
     }
-    return session.read.format("kafka").options(**options).load().select(*_COLUMNS)
 
 
 def client_options(settings: Settings) -> dict[str, str]:

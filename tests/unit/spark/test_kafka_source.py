@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from pydantic import SecretStr
 
 from streamforge.offsets import OffsetRange
 from streamforge.settings import Settings
-from streamforge.spark.kafka_source import RecordStream, client_options
+from streamforge.spark.kafka_source import RecordStream, client_options, read_options
 
+_ROOT = Path(__file__).resolve().parents[3]
 _TYPE = pa.schema(
     [
         ("partition", pa.int32()),
@@ -81,3 +84,24 @@ def test_client_options_translate_credentials_for_java(mechanism: str, module: s
     )
     assert options["kafka.ssl.truststore.type"] == "PEM"
     assert options["kafka.ssl.truststore.location"] == "/ca.pem"
+
+
+def test_a_read_takes_committed_records_only_and_fails_on_lost_ones() -> None:
+    ranges = [OffsetRange("t", 3, 5, 9), OffsetRange("t", 3, 20, 30), OffsetRange("t", 11, 0, 4)]
+    settings = Settings(_env_file=None, bootstrap_servers="broker:9092")  # type: ignore[call-arg]
+    options = read_options(settings, ranges)
+    assert options["failOnDataLoss"] == "true"
+    assert options["kafka.isolation.level"] == "read_committed"
+    assert {name: json.loads(options[name]) for name in ("assign", "startingOffsets", "endingOffsets")} == {
+        "assign": {"t": [3, 11]},
+        "startingOffsets": {"t": {"3": 5, "11": 0}},
+        "endingOffsets": {"t": {"3": 30, "11": 4}},
+    }
+
+
+def test_every_kafka_read_of_spark_has_these_options() -> None:
+    packages = ("streamforge", "streaming", "assets", "orchestration", "cli", "dbt")
+    sources = [path.read_text("utf-8") for package in packages for path in (_ROOT / package).rglob("*.py")]
+    reads = [rest for text in sources for rest in re.split(r"""(?i)format\(\s*["']kafka["']\s*\)""", text)[1:]]
+    assert len(reads) == 1, "another read has to take its options from read_options too"
+    assert reads[0].startswith(".options(**read_options(settings, ranges)).load()")
