@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -284,6 +285,10 @@ def save_model(model: TrainedModel, folder: Path) -> None:
     torch.save(model.network.state_dict(), folder / WEIGHTS_FILE)
 
 
+_BROKEN = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, UnpicklingError)
+"""What reading a file of broken weights raises: torch passes on whatever the bytes lead it into."""
+
+
 def load_recipe(folder: Path) -> Recipe:
     """Read what the model artifact in `folder` was made by, without its weights.
 
@@ -297,7 +302,7 @@ def load_model(folder: Path) -> TrainedModel:
     """Read a model artifact.
 
     Raises:
-        ConfigurationError: files are missing, or of another version of the program.
+        ConfigurationError: files are missing, broken, or of another version of the program.
     """
     import torch  # noqa: PLC0415
 
@@ -307,7 +312,7 @@ def load_model(folder: Path) -> TrainedModel:
         network = volatility_network(len(saved.names), NetworkConfig(config.hidden, config.heads))
         state: dict[str, Any] = torch.load(folder / WEIGHTS_FILE, weights_only=True, map_location="cpu")
         network.load_state_dict(state)
-    except (OSError, RuntimeError) as error:
+    except _BROKEN as error:
         raise _unreadable(folder, error) from error
     network.eval()
     return TrainedModel(saved.recipe, saved.interval_ns, saved.names, saved.scaling, network, saved.epochs)
@@ -321,6 +326,8 @@ def _saved(folder: Path) -> _SavedModel:
 
 
 def _unreadable(folder: Path, error: Exception) -> ConfigurationError:
+    # torch writes paragraphs.
+    told = f"{type(error).__name__}: {error}".partition("\n")[0]
     return ConfigurationError(
-        f"the model artifact in {folder} cannot be read: {error}. Train again: job `retrain` in Dagster"
+        f"the model artifact in {folder} cannot be read: {told}. Train again: job `retrain` in Dagster"
     )

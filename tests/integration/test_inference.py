@@ -18,7 +18,7 @@ import pytest
 
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.gnn.registry import Champion
-from streamforge.gnn.training import TrainedModel
+from streamforge.gnn.training import WEIGHTS_FILE, TrainedModel
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.market.bars import INTERVAL_NS
 from streamforge.market.records import Bar, Prediction
@@ -316,6 +316,24 @@ def test_watch_asks_every_few_seconds_and_keeps_its_champion_when_the_registry_f
     watch.refresh(10.0)
     assert watch.champion is held
     assert "the registry cannot be asked" in said[-1]
+
+
+def test_watch_keeps_its_champion_when_the_weights_of_the_next_are_garbage(tmp_path: Path, model: TrainedModel) -> None:
+    said: list[str] = []
+    settings = Settings(_env_file=None, home=tmp_path)  # type: ignore[call-arg]
+    make_champion(settings, model)
+    watch = ChampionWatch(settings, 5.0, said.append)
+    watch.refresh(0.0)
+    held = watch.champion
+    assert held is not None
+    known = set(tmp_path.rglob(WEIGHTS_FILE))
+    make_champion(settings, model)
+    [weights] = set(tmp_path.rglob(WEIGHTS_FILE)) - known
+    weights.write_bytes(b"no weights" * 99)
+    watch.refresh(5.0)
+    assert watch.champion is held
+    assert said[-1].startswith("champion 1; ")
+    assert "cannot be read" in said[-1]
 
 
 def test_nothing_heavy_is_imported_before_there_is_a_champion() -> None:

@@ -19,7 +19,7 @@ from streamforge.gnn.features import FeatureSet
 from streamforge.gnn.forecast import InstrumentForecast, forecast
 from streamforge.gnn.graph import NO_NEIGHBOUR, MarketGraphs
 from streamforge.gnn.synthetic import SyntheticMarket
-from streamforge.gnn.training import WEIGHTS_FILE, TrainedModel, load_model, save_model, train
+from streamforge.gnn.training import CONFIG_FILE, WEIGHTS_FILE, TrainedModel, load_model, save_model, train
 from tests.models_support import FIRST_NS, HOUR_NS, RECIPE, made_of, make_bars
 
 INTERVALS = 700
@@ -109,6 +109,21 @@ def test_a_saved_model_forecasts_the_same(
 def test_a_broken_artifact_says_what_to_do(model: TrainedModel, tmp_path: Path) -> None:
     save_model(model, tmp_path)
     (tmp_path / WEIGHTS_FILE).unlink()
+    with pytest.raises(ConfigurationError, match="retrain"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["empty", "garbage", "index", "cut", "of another network"])
+def test_broken_weights_say_what_to_do(model: TrainedModel, tmp_path: Path, broken: str) -> None:
+    save_model(model, tmp_path)
+    weights = tmp_path / WEIGHTS_FILE
+    if broken == "of another network":
+        (tmp_path / CONFIG_FILE).write_text((tmp_path / CONFIG_FILE).read_text().replace('"hidden": 16', '"hidden": 8'))
+    else:
+        whole = weights.read_bytes()
+        # torch takes these for a pickle: "index" is one that ends before it has begun.
+        contents = {"empty": b"", "garbage": b"no weights" * 99, "index": b"0.", "cut": whole[: len(whole) // 2]}
+        weights.write_bytes(contents[broken])
     with pytest.raises(ConfigurationError, match="retrain"):
         load_model(tmp_path)
 
