@@ -1,4 +1,4 @@
-"""`streamforge control`: tell a process what to do, and hear that it did."""
+"""`streamforge control`: tell processes what to do, and hear that they did."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def control(
         list[str] | None,
         typer.Option("--argument", "-a", help="name=value of a fault, repeatable.", show_default=False),
     ] = None,
-    wait_s: Annotated[float, typer.Option(min=0, help="Seconds to wait for the answer; 0 does not wait.")] = 15.0,
+    wait_s: Annotated[float, typer.Option(min=0, help="Seconds to wait for the answers; 0 does not wait.")] = 15.0,
     dry_run: DryRunOption = False,
     output: OutputOption = Output.TEXT,
 ) -> int:
-    """Tell processes what to do through `queue-control`, and wait until one answers.
+    """Tell processes what to do through `queue-control`, and wait until every live one has answered.
 
     pause and resume are kept: a process that is restarted is still paused. stop ends a process with exit code 0,
     so `up` does not start it again. fault is for the simulator only.
@@ -35,7 +35,7 @@ def control(
     """
     from streamforge.contracts import load_contracts
     from streamforge.settings import load_settings
-    from streamforge.supervision import send_command, wait_for_answer
+    from streamforge.supervision import send_command, wait_for_answers
 
     arguments = _arguments(order, argument or [])
     plan = {"command": str(order), "target": target, "arguments": arguments, "dry_run": dry_run}
@@ -51,10 +51,12 @@ def control(
     if not wait_s:
         emit(result, output, lambda: f"told {target}: {order}")
         return 0
-    event = wait_for_answer(settings, contracts, sent, timeout_s=wait_s)
-    result |= {"process_id": event.process_id, "state": str(event.state), "detail": event.detail}
-    text = f"{event.process_id} answered: {event.state} {event.detail}".rstrip()
-    emit(result, output, lambda: text)
+    answers = wait_for_answers(settings, contracts, sent, timeout_s=wait_s)
+    result["answers"] = [
+        {"process_id": event.process_id, "state": str(event.state), "detail": event.detail} for event in answers
+    ]
+    lines = [f"{event.process_id} answered: {event.state} {event.detail}".rstrip() for event in answers]
+    emit(result, output, lambda: "\n".join(lines))
     return 0
 
 

@@ -23,7 +23,7 @@ from assets.failures import clear_failures
 from streamforge.contracts import Contracts
 from streamforge.errors import StreamForgeError
 from streamforge.events import CommandKind, ProcessEvent
-from streamforge.supervision import send_command, wait_for_answer
+from streamforge.supervision import send_command, wait_for_answers
 
 ISSUED_BY = "dagster"
 ORDERS = {
@@ -51,7 +51,10 @@ class Tell(dg.Config):
         description="A kind (writer), a slot (writer/0), a process id as consumers/<kind> shows it, or * for all."
     )
     wait_s: float = Field(
-        default=15.0, gt=0, description="Seconds to wait for the first answer; without one the run fails."
+        default=15.0,
+        gt=0,
+        description="Seconds to wait for the answer of every live process that is meant; without one of them the run "
+        "fails.",
     )
 
 
@@ -139,15 +142,21 @@ def _job(order: CommandKind, text: str) -> dg.JobDefinition:
 
 
 def _tell(context: dg.OpExecutionContext, order: CommandKind, config: Tell) -> None:
-    """Send the command and wait until one process answers; its words become the run's metadata."""
+    """Send the command and wait until every live process that is meant answers; what they say becomes metadata."""
     settings, contracts = platform_of(context)
     with clear_failures():
         sent = send_command(settings, contracts, target=config.target, command=order, issued_by=ISSUED_BY)
         context.log.info("told %s: %s (command %s)", config.target, order, sent.command_id)
-        event = wait_for_answer(settings, contracts, sent, timeout_s=config.wait_s)
-    context.log.info("%s answered: %s %s", event.process_id, event.state, event.detail)
+        answers = wait_for_answers(settings, contracts, sent, timeout_s=config.wait_s)
+    for event in answers:
+        context.log.info("%s answered: %s %s", event.process_id, event.state, event.detail)
     context.add_output_metadata(
-        {"process": event.process_id, "state": str(event.state), "detail": event.detail, "command_id": sent.command_id}
+        {
+            "process": ", ".join(event.process_id for event in answers),
+            "state": ", ".join(str(event.state) for event in answers),
+            "detail": "; ".join(event.detail for event in answers if event.detail),
+            "command_id": sent.command_id,
+        }
     )
 
 

@@ -15,7 +15,8 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ from streamforge.events import (
     decode_event,
 )
 from streamforge.kafka import producer_config, reader_config
+from streamforge.liveness import judge
 from streamforge.log_reader import log_ends, log_starts, offsets_since, read_range
 from streamforge.offsets import TopicPartition
 from streamforge.settings import Settings
@@ -49,6 +51,8 @@ _QUEUE_KIB = 16_384
 _POLL_RECORDS = 500
 _POLL_S = 0.1
 _CLOCK_SKEW_MS = 60_000
+_ALIVE_S = 60.0
+_OBEYING = (ProcessState.STARTING, ProcessState.RUNNING, ProcessState.PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +350,60 @@ def wait_for_answer(
     Raises:
         RetryableSourceError: nobody answered within `timeout_s`.
     """
+    with closing(_answers(settings, contracts, command, timeout_s)) as answers:
+        for event in answers:
+            return event
+    msg = (
+        f"nobody answered {command.command} to {command.target!r} within {timeout_s} s. "
+        "`streamforge status` shows which processes live"
+    )
+    raise RetryableSourceError(msg)
+
+
+def wait_for_answers(
+    settings: Settings, contracts: Contracts, command: Command, *, timeout_s: float = 15.0
+) -> list[ProcessEvent]:
+    """Return what every live process that `command` addresses answered, as `send_command` returned it, by process id.
+
+    Alive is who spoke in the minute before the command and did not say that it ends. Where nobody like that is known
+    the first answer is enough; so it is for a fault, which only the simulator has.
+
+    Raises:
+        RetryableSourceError: not all of them answered within `timeout_s`; names the others.
+    """
+    missing = set() if command.command is CommandKind.FAULT else _live_targets(settings, contracts, command)
+    if not missing:
+        return [wait_for_answer(settings, contracts, command, timeout_s=timeout_s)]
+    found: dict[str, ProcessEvent] = {}
+    with closing(_answers(settings, contracts, command, timeout_s)) as answers:
+        for event in answers:
+            found.setdefault(event.process_id, event)
+            missing.discard(event.process_id)
+            if not missing:
+                return [found[process_id] for process_id in sorted(found)]
+    msg = (
+        f"no answer to {command.command} within {timeout_s} s from {', '.join(sorted(missing))}; "
+        f"{', '.join(sorted(found)) or 'nobody'} answered. A process that was killed counts as alive for a minute; "
+        "`streamforge status` shows who lives"
+    )
+    raise RetryableSourceError(msg)
+
+
+def _live_targets(settings: Settings, contracts: Contracts, command: Command) -> set[str]:
+    """Return the process ids of those that lived when `command` was issued and that it addresses."""
+    issued_ns = command.ts_issued_ns
+    # What came after it may be its effect already: who has ended by it was told, too.
+    said = read_events(settings, contracts, within_s=_ALIVE_S, now_ns=issued_ns)
+    latest = [each.last for each in judge((each for each in said if each.ts_ns <= issued_ns), issued_ns)]
+    return {
+        each.process_id
+        for each in latest
+        if each.state in _OBEYING and command.addresses(process_id=each.process_id, kind=each.kind, slot=each.slot)
+    }
+
+
+def _answers(settings: Settings, contracts: Contracts, command: Command, timeout_s: float) -> Generator[ProcessEvent]:
+    """Yield the events that answer `command` as they come, until `timeout_s` is over."""
     topic = topic_of(contracts, EVENTS_CONTRACT)
     since_ms = command.ts_issued_ns // 1_000_000 - _CLOCK_SKEW_MS
     partitions = _partitions(topic)
@@ -359,14 +417,9 @@ def wait_for_answer(
         while time.monotonic() < deadline_s:
             for event in _events(consumer.consume(_POLL_RECORDS, _POLL_S)):
                 if event.in_reply_to == command.command_id:
-                    return event
+                    yield event
     finally:
         consumer.close()
-    msg = (
-        f"nobody answered {command.command} to {command.target!r} within {timeout_s} s. "
-        "`streamforge status` shows which processes live"
-    )
-    raise RetryableSourceError(msg)
 
 
 def read_events(

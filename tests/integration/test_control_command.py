@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from pathlib import Path
+from typing import cast
 
 import pytest
 from typer.testing import CliRunner
@@ -32,16 +33,21 @@ def control(*arguments: str, exit_code: int = 0) -> dict[str, object]:
     return answer
 
 
+def told(*arguments: str) -> dict[str, str]:
+    [answer] = cast("list[dict[str, str]]", control(*arguments)["answers"])
+    return answer
+
+
 def test_pause_resume_and_stop_are_obeyed_and_the_answer_is_printed(pipeline: Pipeline) -> None:
     thread = WorkerThread(pipeline, make_worker(pipeline, "parser"))
     wait_for_positions(pipeline, thread, "raw-trades")
     assert control("pause", "parser", "--dry-run")["dry_run"] is True
-    assert control("ping", "parser/0")["state"] == ProcessState.RUNNING, "a dry run told somebody"
-    paused = control("pause", "parser")
+    assert told("ping", "parser/0")["state"] == ProcessState.RUNNING, "a dry run told somebody"
+    paused = told("pause", "parser")
     assert paused["state"] == ProcessState.PAUSED
-    assert str(paused["process_id"]).startswith("parser/0")
-    assert control("resume", "parser")["state"] == ProcessState.RUNNING
-    assert control("stop", str(paused["process_id"]))["state"] == ProcessState.STOPPING
+    assert paused["process_id"].startswith("parser/0")
+    assert told("resume", "parser")["state"] == ProcessState.RUNNING
+    assert told("stop", paused["process_id"])["state"] == ProcessState.STOPPING
     assert thread.join() == 0
 
 

@@ -27,9 +27,10 @@ from streamforge.offsets import TopicPartition
 from streamforge.platform.plan import BROKER, make_plan
 from streamforge.processes import LOOPBACK, choose_free_port
 from streamforge.settings import Settings
-from streamforge.supervision import EVENTS_CONTRACT, EventPublisher, ProcessIdentity, ProcessStatus
+from streamforge.supervision import EVENTS_CONTRACT, EventPublisher, ProcessIdentity, ProcessStatus, read_process_states
 from tests.dagster_support import Jobs, with_platform
 from tests.pipeline_support import Pipeline, make_pipeline, running, wait_for_positions
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -93,6 +94,28 @@ def test_jobs_tell_a_live_consumer_and_hear_its_answer(pipeline: Pipeline, jobs:
         assert jobs.run("stop", {"target": str(paused.metadata["process"])}).metadata["state"] == "stopping"
         assert parser.join() == 0
     assert health(jobs, BY_KIND["parser"]) == (True, "parser/0 was stopped")
+
+
+def test_job_waits_for_every_live_process_and_names_the_one_that_does_not_answer(
+    pipeline: Pipeline, jobs: Jobs
+) -> None:
+    with running(pipeline, "parser", slot="0"), running(pipeline, "parser", slot="1"):
+        wait_until(lambda: live(pipeline) == {"parser/0", "parser/1"}, what="both parsers have spoken")
+        both = jobs.run("pause", {"target": "parser", "wait_s": 60.0})
+        assert both.success, both.failure
+        assert [each.partition("@")[0] for each in both.metadata["process"].split(", ")] == ["parser/0", "parser/1"]
+        assert both.metadata["state"] == "paused, paused"
+        # It speaks and obeys nobody; who has ended, or is of another kind, is not waited for.
+        with speaking(pipeline, "parser", "2") as deaf, speaking(pipeline, "parser", "3") as ended:
+            deaf.heartbeat(status(position=1, lag=0))
+            ended.heartbeat(status(position=1, lag=0))
+            ended.finished()
+        with speaking(pipeline, "bars", "0") as other:
+            other.heartbeat(status(position=1, lag=0))
+        ran = jobs.run("resume", {"target": "parser", "wait_s": 10.0})
+    assert not ran.success
+    assert f"from {deaf.identity.process_id}; parser/0@" in ran.failure
+    assert "parser/3" not in ran.failure
 
 
 def test_job_that_nobody_answers_fails_and_says_whom_it_asked(jobs: Jobs) -> None:
@@ -224,6 +247,11 @@ def speaking(pipeline: Pipeline, kind: str, slot: str, clock: Clock | None = Non
         assert publisher.flush(30) == 0
     finally:
         publisher.close()
+
+
+def live(pipeline: Pipeline) -> set[str]:
+    """Return the slots that have spoken."""
+    return {each.partition("@")[0] for each in read_process_states(pipeline.settings, pipeline.contracts)}
 
 
 def long_ago(pipeline: Pipeline, kind: str, slot: str, *, state: ProcessState) -> None:
