@@ -32,7 +32,7 @@ install-all: $(filter .uv/bin/uv,$(UV)) ## Install everything: models, linters, 
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.8,<1'
 
-demo: install ## Market in, Iceberg tables out: run the whole line once, verify it, print a report; ML=1: a model too.
+demo: install ## Market in, Iceberg tables out: run the whole line once, verify it, print a report; ML=1: a model and the marts too.
 	$(RUN) streamforge demo $(if $(ML),--models) $(if $(RECORDINGS),--recordings $(RECORDINGS)) $(DEMO_ARGS)
 
 test: install-all ## Run the whole test suite on the real parts.
