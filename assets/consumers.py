@@ -34,31 +34,34 @@ class Consumer:
     Args:
         kind: as `queue-events` and `queue-control` call it.
         does: a sentence for people.
-        reads: contracts of the topics that it reads.
+        lands: it lands topics in their tables.
     """
 
     kind: str
     does: str
-    reads: tuple[str, ...] = ()
+    lands: bool = False
 
     @property
     def key(self) -> dg.AssetKey:
         """Return its asset key."""
         return dg.AssetKey([CONSUMERS, self.kind.replace("-", "_")])
 
+    def inputs(self, contracts: Contracts) -> tuple[str, ...]:
+        """Return the contracts of the topics that it reads: a processor's are those of its changelog."""
+        if self.lands:
+            return tuple(each.id for each in contracts.with_table if each.topic is not None)
+        changelog = f"{self.kind}-changelog"
+        return contracts[changelog].inputs if changelog in contracts else ()
+
 
 KINDS = (
     Consumer("simulator", "Serves a simulated market over a venue's own protocol; only where no real venue is read."),
     Consumer("loader", "Captures what the venue sends, byte for byte, into the raw topics."),
-    Consumer("parser", "Turns raw trades into typed trades, each venue id once.", ("raw-trades",)),
-    Consumer("bars", "Sums trades up to bars and closes them by event time.", ("trades",)),
-    Consumer("history-parser", "Turns loaded candle files into venue bars.", ("raw-candles-backfill",)),
-    Consumer("inference", "Forecasts each instrument's volatility from its bars with the champion model.", ("bars",)),
-    Consumer(
-        "writer",
-        "Lands every topic in its Iceberg table, exactly once.",
-        ("raw-trades", "raw-depth", "trades", "bars", "market-gaps"),
-    ),
+    Consumer("parser", "Turns raw trades into typed trades, each venue id once."),
+    Consumer("bars", "Sums trades up to bars and closes them by event time."),
+    Consumer("history-parser", "Turns loaded candle files into venue bars."),
+    Consumer("inference", "Forecasts each instrument's volatility from its bars with the champion model."),
+    Consumer("writer", "Lands every topic that has an Iceberg table in it, exactly once.", lands=True),
 )
 
 
@@ -67,7 +70,7 @@ def consumer_specs(contracts: Contracts) -> list[dg.AssetSpec]:
     return [
         dg.AssetSpec(
             key=each.key,
-            deps=[stream_key(contracts[name]) for name in each.reads if name in contracts],
+            deps=[stream_key(contracts[name]) for name in each.inputs(contracts)],
             description=f"{each.does}\n\nTold by the jobs pause, resume and stop, with the target `{each.kind}`.",
             group_name=CONSUMERS,
             kinds={"kafka"},

@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Producer
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
-from assets.catalogue import PLATFORM_RESOURCE, stream_key
+from assets.catalogue import PLATFORM_RESOURCE, stream_key, stream_specs
 from assets.consumers import ALIVE, KINDS, Consumer
 from assets.maintenance import maintenance_key
 from orchestration import control, lakehouse
@@ -23,14 +23,28 @@ from orchestration.resources import Platform
 from streamforge.contracts import load_contracts
 from streamforge.events import EventKind, ProcessEvent, ProcessState
 from streamforge.kafka import producer_config
+from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
 from streamforge.platform.plan import BROKER, make_plan
 from streamforge.processes import LOOPBACK, choose_free_port
 from streamforge.settings import Settings
-from streamforge.supervision import EVENTS_CONTRACT, EventPublisher, ProcessIdentity, ProcessStatus, read_process_states
+from streamforge.supervision import (
+    EVENTS_CONTRACT,
+    EventPublisher,
+    ProcessIdentity,
+    ProcessStatus,
+    read_process_states,
+    topic_of,
+)
+from streaming.processors.bars import Bars
+from streaming.processors.history import HistoryParser
+from streaming.processors.inference import Inference
+from streaming.processors.parser import Parser
+from streaming.writer import WriterWorker
 from tests.dagster_support import Jobs, with_platform
 from tests.pipeline_support import Pipeline, make_pipeline, running, wait_for_positions
 from tests.waiting import wait_until
+from tests.writer_support import writer_settings
 
 pytestmark = pytest.mark.integration
 
@@ -54,9 +68,25 @@ def test_every_process_of_a_platform_is_a_consumer_asset_behind_the_streams_it_r
     plan = make_plan(pipeline.settings, broker=True, simulator=True, remember=False)
     assert {each.kind for each in plan.processes} - {BROKER} <= set(BY_KIND)
     specs = {spec.key: spec for assets in control.definitions(pipeline.contracts).assets or () for spec in assets.specs}  # type: ignore[union-attr]
-    parser = specs[BY_KIND["parser"].key]
-    assert [dep.asset_key for dep in parser.deps] == [stream_key(pipeline.contracts["raw-trades"])]
-    assert {name for each in KINDS for name in each.reads} <= set(pipeline.contracts)
+    found = {each.kind: {dep.asset_key for dep in specs[each.key].deps} for each in KINDS}
+    contracts = pipeline.contracts
+    streams = {spec.key: {dep.asset_key for dep in spec.deps} for spec in stream_specs(contracts)}
+    for processor in (Parser, Bars, HistoryParser, Inference):
+        inputs = {stream_key(contracts[processor.input_id])}
+        assert found[processor.kind] == inputs
+        made = [contracts[name] for name in processor.output_ids if name != "market-gaps"]  # others make gaps too
+        assert made
+        assert [streams[stream_key(each)] for each in made] == [inputs] * len(made)
+    writer = WriterWorker(
+        writer_settings(pipeline.settings, writer_contracts=()),
+        contracts,
+        slot="0",
+        metrics=ProcessMetrics("writer", "0"),
+    )
+    topics = {topic_of(contracts, each.id).name: stream_key(each) for each in contracts.with_topic}
+    assert found["writer"] == {topics[name] for name in writer.topics}
+    writer.close()
+    assert not found["loader"] | found["simulator"]
 
 
 def test_no_job_of_the_location_is_empty() -> None:
