@@ -16,6 +16,9 @@ HOURLY = dg.HourlyPartitionsDefinition(start_date="2024-01-01-00:00", timezone="
 _LATE_ENOUGH_MINUTE = 20
 """Of the next hour: out-of-orderness and allowed lateness have passed, and the bars have landed."""
 
+_MENDED_HOURS = 6
+"""How far back the schedule mends bars."""
+
 _CHECKED_HOURS = 24.0
 
 
@@ -31,7 +34,8 @@ def definitions(contracts: Contracts) -> dg.Definitions:
     mend_bars = dg.define_asset_job(
         "bars_backfill",
         selection=dg.AssetSelection.assets(BARS_BACKFILL_KEY),
-        description="Build the bars of past hours again from the trades; land those that are missing or different.",
+        description="Build the bars of past hours again from the trades; land those that are missing or different. The "
+        f"schedule asks for the last {_MENDED_HOURS} hours; start a backfill for older ones.",
     )
     checks = table_checks(contracts)
     quality = dg.define_asset_job(
@@ -55,23 +59,28 @@ def definitions(contracts: Contracts) -> dg.Definitions:
                 description=f"Of each table the newest {_CHECKED_HOURS:g} hours; start the job by hand for every row.",
                 default_status=dg.DefaultScheduleStatus.RUNNING,
             ),
-            _of_the_last_hour(mend_bars),
+            _of_the_last_hours(mend_bars),
         ],
     )
 
 
-def _of_the_last_hour(job: Any) -> dg.ScheduleDefinition:  # Dagster does not export the type of an asset job
+def _of_the_last_hours(job: Any) -> dg.ScheduleDefinition:  # Dagster does not export the type of an asset job
     @dg.schedule(
         name=f"{job.name}_schedule",
         job=job,
         cron_schedule=f"{_LATE_ENOUGH_MINUTE} * * * *",
         execution_timezone="UTC",
-        description="Of the hour that has ended.",
+        description=f"Of each of the last {_MENDED_HOURS} hours that have ended, in one run: trades may land late, and "
+        "a run may have been missed. Hours whose bars are equal commit nothing; what comes later needs a backfill.",
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )
-    def last_hour(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-        hour = context.scheduled_execution_time.astimezone(UTC) - timedelta(hours=1)
-        key = hour.strftime(HOURLY.fmt.replace("%M", "00"))
-        return dg.RunRequest(run_key=key, partition_key=key)
+    def last_hours(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        now = context.scheduled_execution_time.astimezone(UTC)
+        last, first = (
+            (now - timedelta(hours=back)).strftime(HOURLY.fmt.replace("%M", "00")) for back in (1, _MENDED_HOURS)
+        )
+        # Dagster's own tags of a run over a range of partitions.
+        tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+        return dg.RunRequest(run_key=last, tags=tags)
 
-    return last_hour
+    return last_hours
