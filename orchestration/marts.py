@@ -20,5 +20,12 @@ def definitions(contracts: Contracts) -> dg.Definitions:
     return dg.Definitions(
         assets=[marts_assets(contracts, graph)],
         jobs=[marts],
-        schedules=[dg.ScheduleDefinition(job=marts, cron_schedule="5 * * * *")],
+        schedules=[
+            dg.ScheduleDefinition(
+                job=marts,
+                cron_schedule="5 * * * *",
+                description="Every hour; off until somebody switches it on, since each run starts Spark.",
+                default_status=dg.DefaultScheduleStatus.STOPPED,
+            )
+        ],
     )
