@@ -211,12 +211,14 @@ class ChampionComparison(msgspec.Struct, frozen=True):
         new_rows: tested rows whose features begin after the champion's training and the embargo.
         needed_rows: how many there must be.
         scores: over those rows; empty where there are too few.
+        not_comparable: why the two cannot be compared at all, and what to do; empty where they can.
     """
 
     version: str
     new_rows: int
     needed_rows: int
     scores: Mapping[str, Score]
+    not_comparable: str = ""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -262,7 +264,7 @@ def judge(scores: Mapping[str, Score], champion: ChampionComparison | None) -> V
 
     Args:
         scores: over the whole walk.
-        champion: None without a champion that forecasts the same.
+        champion: None without a champion.
     """
     graph = scores[ModelName.GRAPH]
     best = min(BASELINES, key=lambda name: scores[name].rmse)
@@ -271,6 +273,8 @@ def judge(scores: Mapping[str, Score], champion: ChampionComparison | None) -> V
         return Verdict(passed=False, reason=f"the graph model does not beat every baseline: {compared}")
     if champion is None:
         return Verdict(passed=True, reason=f"the graph model beats every baseline: {compared}; there was no champion")
+    if champion.not_comparable:
+        return Verdict(passed=False, reason=f"{compared}; {champion.not_comparable}")
     if not champion.scores:
         told = f"{champion.new_rows} intervals are new to champion {champion.version}, {champion.needed_rows} needed"
         return Verdict(passed=False, reason=f"too early to replace the champion: {told}")

@@ -16,6 +16,7 @@ from streamforge.gnn.evaluation import (
     ChampionComparison,
     Score,
     Verdict,
+    Walk,
     WalkConfig,
     compare_with_champion,
     judge,
@@ -185,22 +186,38 @@ def evaluate_version(
     features = history.features
     walked = walk_forward(features, graphs, usable_rows(features, walk), trained.recipe, walk, progress=progress)
     scores = scores_of(walked)
-    comparison = None
-    champion = registry.load_champion(settings)
-    if champion is not None and _forecasts_the_same(champion.model, features):
-        tags = registry.version_tags(settings, champion.version)
-        comparison = compare_with_champion(
-            walked,
-            champion.model,
-            features,
-            graphs,
-            walk,
-            version=champion.version,
-            trained_until_ns=int(tags[UNTIL_TAG]),
-        )
+    comparison = against_champion(settings, walked, history, graphs, walk)
     metrics = {f"{name}.{what}": getattr(item, what) for name, item in scores.items() for what in ("rmse", "qlike")}
     registry.log_metrics(settings, trained.version, metrics)
     return Evaluation(trained.version, len(walked.rows), scores, comparison, judge(scores, comparison))
+
+
+def against_champion(
+    settings: Settings, walked: Walk, history: FeatureHistory, graphs: MarketGraphs, walk: WalkConfig
+) -> ChampionComparison | None:
+    """Compare a walk with the champion; None where there is none."""
+    champion = registry.load_champion(settings)
+    if champion is None:
+        return None
+    tags = registry.version_tags(settings, champion.version)
+    why_not = _difference(champion.model, history.features)
+    if why_not:
+        told = (
+            f"champion {champion.version} cannot be compared with it: {why_not}. The champion stays. Run `retrain` "
+            f"with `source: {tags.get(SOURCE_TAG, BarsSource.BARS)}` for `features`, or, to forecast something else "
+            f"from now on, set the alias `{registry.CHAMPION}` of model `{registry.MODEL_NAME}` in MLflow to the new "
+            "version"
+        )
+        return ChampionComparison(champion.version, 0, walk.least_test, {}, told)
+    return compare_with_champion(
+        walked,
+        champion.model,
+        history.features,
+        graphs,
+        walk,
+        version=champion.version,
+        trained_until_ns=int(tags[UNTIL_TAG]),
+    )
 
 
 def champion_drift(settings: Settings, contracts: Contracts) -> ChampionDrift | None:
@@ -225,6 +242,12 @@ def champion_drift(settings: Settings, contracts: Contracts) -> ChampionDrift | 
     return ChampionDrift(version, reference.recent_intervals, drift_of(features, reference))
 
 
-def _forecasts_the_same(model: TrainedModel, features: FeatureSet) -> bool:
-    """Return whether a model can be judged on these features: a champion of other intervals or features cannot."""
-    return (model.interval_ns, model.names) == (features.interval_ns, features.names)
+def _difference(model: TrainedModel, features: FeatureSet) -> str:
+    """Return why a model cannot be judged on these features; empty where it can."""
+    if model.interval_ns != features.interval_ns:
+        return (
+            f"it forecasts intervals of {model.interval_ns / 1e9:g} s, the bars are of {features.interval_ns / 1e9:g} s"
+        )
+    if model.names != features.names:
+        return f"it is made of the features {', '.join(model.names)}, these are {', '.join(features.names)}"
+    return ""

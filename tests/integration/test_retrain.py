@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -21,15 +22,23 @@ from orchestration import ml
 from orchestration.resources import Platform
 from streamforge.contracts import load_contracts
 from streamforge.gnn import registry
-from streamforge.gnn.evaluation import BASELINES, ModelName, WalkConfig
+from streamforge.gnn.evaluation import BASELINES, ModelName, Walk, WalkConfig
 from streamforge.gnn.features import FeatureConfig
 from streamforge.gnn.graph import graphs_of
 from streamforge.gnn.history import READING_TAG, BarsSource, find_bars, pin_reading
-from streamforge.gnn.steps import PINNED_TAG, SOURCE_TAG, TrainedVersion, read_features, train_version
+from streamforge.gnn.steps import (
+    PINNED_TAG,
+    SOURCE_TAG,
+    FeatureHistory,
+    against_champion,
+    read_features,
+    train_version,
+)
 from streamforge.gnn.training import Recipe, TrainingConfig
 from streamforge.lakehouse.catalog import ensure_table, load_table, open_catalog
 from streamforge.lakehouse.tags import set_tag
 from streamforge.settings import Settings
+from tests.inference_support import make_champion, train_small
 from tests.models_support import FIRST_NS, HOUR_NS, MARKET, as_rows, make_bars
 
 pytestmark = pytest.mark.timeout(600)  # three retrainings, and the first import of torch
@@ -142,13 +151,29 @@ def test_no_kill_leaves_a_version_without_the_tag_of_its_snapshot(
         assert table.metadata.refs[version.tags[PINNED_TAG]].snapshot_id == snapshot_id
 
 
+def test_a_champion_that_forecasts_something_else_is_not_replaced_unjudged(tmp_path: Path) -> None:
+    platform = _platform(tmp_path)
+    _append(platform, "venue-bars", make_bars(intervals=INTERVALS))
+    history = _read(platform)
+    graphs = graphs_of(history.features, Recipe().graph)
+    walked = Walk(np.empty(0, np.int64), np.empty((0, 0)), {})
+    other = train_small(platform.contracts)
+    as_long = replace(other, interval_ns=history.features.interval_ns)
+    for model, difference in ((other, "of 60 s"), (as_long, "made of the features volatility_1, volatility_3")):
+        version = make_champion(platform.settings, model)
+        found = against_champion(platform.settings, walked, history, graphs, WalkConfig())
+        assert found is not None
+        assert found.not_comparable.startswith(f"champion {version} cannot be compared")
+        assert difference in found.not_comparable
+        assert "`source: " in found.not_comparable
+
+
 class _KilledError(BaseException):
     """A kill, as far as one process can show it: nothing of ours catches it."""
 
 
-def _train(platform: Platform) -> TrainedVersion:
-    """Read, train for one pass and register."""
-    history = read_features(
+def _read(platform: Platform) -> FeatureHistory:
+    return read_features(
         platform.settings,
         platform.contracts,
         source=BarsSource.VENUE_BARS,
@@ -157,9 +182,13 @@ def _train(platform: Platform) -> TrainedVersion:
         config=FeatureConfig(),
         walk=WalkConfig(),
     )
-    recipe = Recipe(training=TrainingConfig(epochs=1))
+
+
+def _train(platform: Platform) -> None:
+    """Read, train for one pass and register."""
+    history, recipe = _read(platform), Recipe(training=TrainingConfig(epochs=1))
     graphs = graphs_of(history.features, recipe.graph)
-    return train_version(platform.settings, platform.contracts, history, graphs, recipe=recipe, walk=WalkConfig())
+    train_version(platform.settings, platform.contracts, history, graphs, recipe=recipe, walk=WalkConfig())
 
 
 def test_the_same_data_again_do_not_replace_the_champion(room: Room) -> None:

@@ -84,6 +84,12 @@ def test_judge_too_few_new_rows_leaves_the_champion() -> None:
     assert "7 intervals" in verdict.reason
 
 
+def test_judge_a_champion_that_cannot_be_compared_stays() -> None:
+    verdict = judge(_scores(graph=0.5), ChampionComparison("3", 0, 24, {}, "it forecasts hours"))
+    assert not verdict.passed
+    assert "it forecasts hours" in verdict.reason
+
+
 def test_the_table_shows_every_model_best_first() -> None:
     lines = table_of(_scores(graph=0.7, har=0.6)).splitlines()[2:]
     assert [line.split("|")[1].strip() for line in lines][:2] == ["har", "graph_attention"]
