@@ -3,6 +3,10 @@
 Row t holds what the bars up to and with interval t say. Its label is the log volatility of interval t + 1.
 Nothing of interval t + 1 or later is in row t: a property test changes the future and compares.
 
+A limit: a bar is read as its latest revision says, also where that revision came long after interval t (a late trade,
+a replay). A forecast made live saw the revision of its time, so where bars were mended, training and walk forward
+know them better than a live forecast could.
+
 Source: Corsi, "A Simple Approximate Long-Memory Model of Realized Volatility" (2009), for means over several
 horizons; Alizadeh, Brandt, Diebold, "Range-Based Estimation of Stochastic Volatility Models" (2002), for the
 log range as the thing to model.
