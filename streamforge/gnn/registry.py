@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,9 +130,14 @@ def artifact_of(settings: Settings, version: str, folder: Path) -> Path:
 
 
 def version_tags(settings: Settings, version: str) -> dict[str, str]:
-    """Return what is said of a version."""
-    found: ModelVersion = _client(settings).get_model_version(MODEL_NAME, version)
-    return dict(found.tags)
+    """Return what is said of a version.
+
+    Raises:
+        ConfigurationError: there is no such version, or the registry cannot be read.
+    """
+    with _asked(settings):
+        found: ModelVersion = _client(settings).get_model_version(MODEL_NAME, version)
+        return dict(found.tags)
 
 
 def trained_on(settings: Settings, version: str) -> dict[str, int]:
@@ -151,16 +157,20 @@ def store(settings: Settings, model: TrainedModel, *, tags: Mapping[str, str], f
         model: the model.
         tags: what to say of it.
         files: further files of the artifact, by name.
+
+    Raises:
+        ConfigurationError: the registry cannot be read or written.
     """
-    client = _client(settings)
-    run = client.create_run(_experiment(client, settings), tags=dict(tags), run_name=MODEL_NAME)
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(model, Path(folder))
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-        client.log_artifacts(run.info.run_id, folder)
-    client.set_terminated(run.info.run_id)
-    return str(run.info.run_id)
+    with _asked(settings):
+        client = _client(settings)
+        run = client.create_run(_experiment(client, settings), tags=dict(tags), run_name=MODEL_NAME)
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(model, Path(folder))
+            for name, content in files.items():
+                (Path(folder) / name).write_bytes(content)
+            client.log_artifacts(run.info.run_id, folder)
+        client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
 
 
 def register(
@@ -175,16 +185,20 @@ def register(
         artifact_id: of the artifact.
         table_snapshots: table snapshot ids that it was trained on, by table.
         tags: what else to say of the version.
+
+    Raises:
+        ConfigurationError: the registry cannot be read or written.
     """
-    client = _client(settings)
-    _ensure_model(client)
-    pinned = {f"{SNAPSHOT_TAG}{table}": str(snapshot) for table, snapshot in table_snapshots.items()}
-    source = client.get_run(artifact_id).info.artifact_uri
-    version = str(
-        client.create_model_version(MODEL_NAME, source=source, run_id=artifact_id, tags={**tags, **pinned}).version
-    )
-    client.set_registered_model_alias(MODEL_NAME, CHALLENGER, version)
-    return version
+    with _asked(settings):
+        client = _client(settings)
+        _ensure_model(client)
+        pinned = {f"{SNAPSHOT_TAG}{table}": str(snapshot) for table, snapshot in table_snapshots.items()}
+        source = client.get_run(artifact_id).info.artifact_uri
+        version = str(
+            client.create_model_version(MODEL_NAME, source=source, run_id=artifact_id, tags={**tags, **pinned}).version
+        )
+        client.set_registered_model_alias(MODEL_NAME, CHALLENGER, version)
+        return version
 
 
 def version_metrics(settings: Settings, version: str) -> dict[str, float]:
@@ -194,19 +208,41 @@ def version_metrics(settings: Settings, version: str) -> dict[str, float]:
 
 
 def log_metrics(settings: Settings, version: str, metrics: Mapping[str, float]) -> None:
-    """Write figures of a version beside it."""
-    client = _client(settings)
-    run_id = client.get_model_version(MODEL_NAME, version).run_id
-    for name, value in metrics.items():
-        client.log_metric(run_id, name, value)
+    """Write figures of a version beside it.
+
+    Raises:
+        ConfigurationError: the registry cannot be read or written.
+    """
+    with _asked(settings):
+        client = _client(settings)
+        run_id = client.get_model_version(MODEL_NAME, version).run_id
+        for name, value in metrics.items():
+            client.log_metric(run_id, name, value)
 
 
 def promote(settings: Settings, version: str) -> None:
-    """Make a version the champion; it is no challenger any more."""
-    client = _client(settings)
-    client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
-    if alias_version(settings, CHALLENGER) == version:
-        client.delete_registered_model_alias(MODEL_NAME, CHALLENGER)
+    """Make a version the champion; it is no challenger any more.
+
+    Raises:
+        ConfigurationError: the registry cannot be read or written.
+    """
+    with _asked(settings):
+        client = _client(settings)
+        client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
+        if alias_version(settings, CHALLENGER) == version:
+            client.delete_registered_model_alias(MODEL_NAME, CHALLENGER)
+
+
+@contextmanager
+def _asked(settings: Settings) -> Iterator[None]:
+    """Make what MLflow raises an error that says which registry it was."""
+    require_libraries()
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise _unreadable(settings, error) from error
 
 
 def registry_uri(settings: Settings) -> str:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from streamforge.contracts import Contracts
+from streamforge.errors import ConfigurationError
 from streamforge.gnn import registry
 from streamforge.gnn.drift import REFERENCE_FILE, DriftReference, FeatureDrift, drift_of, reference_of
 from streamforge.gnn.evaluation import (
@@ -145,6 +146,7 @@ def train_version(
         CommitError: the table snapshot has expired since it was read.
     """
     require_libraries()
+    registry.champion_version(settings)  # a registry that is away is told now and not after the training
     keep_reading(settings, contracts, history.contract_id, history.snapshot_id, history.reading_tag)
     features = history.features
     rows = usable_rows(features, walk)
@@ -225,17 +227,25 @@ def champion_drift(settings: Settings, contracts: Contracts) -> ChampionDrift | 
 
     Raises:
         NotEnoughDataError: the bars that it was trained on are gone.
+        ConfigurationError: the registry cannot be read, or the version does not say what it was trained on.
     """
     version = registry.champion_version(settings)
     if version is None:
         return None
     tags = registry.version_tags(settings, version)
-    with TemporaryDirectory() as folder:
-        artifact = registry.artifact_of(settings, version, Path(folder))
-        reference = msgspec.json.decode((artifact / REFERENCE_FILE).read_bytes(), type=DriftReference)
-        config = load_recipe(artifact).features
-    interval_ns = int(tags[INTERVAL_TAG])
-    view = find_bars(settings, contracts, BarsSource(tags[SOURCE_TAG]), interval_ns=interval_ns)
+    try:
+        with TemporaryDirectory() as folder:
+            artifact = registry.artifact_of(settings, version, Path(folder))
+            reference = msgspec.json.decode((artifact / REFERENCE_FILE).read_bytes(), type=DriftReference)
+            config = load_recipe(artifact).features
+        interval_ns, source = int(tags[INTERVAL_TAG]), BarsSource(tags[SOURCE_TAG])
+    except (OSError, LookupError, ValueError) as error:
+        msg = (
+            f"champion {version} does not say what it was trained on ({type(error).__name__}: {error}): its drift is "
+            "not known. Run the job `retrain`, which registers all of it"
+        )
+        raise ConfigurationError(msg) from error
+    view = find_bars(settings, contracts, source, interval_ns=interval_ns)
     max_intervals = reference.recent_intervals + config.history_intervals
     bars = read_bars(view, max_intervals=max_intervals)
     features = features_of(panel_of(bars, interval_ns=interval_ns, max_intervals=max_intervals), config)

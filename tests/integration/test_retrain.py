@@ -21,7 +21,8 @@ from assets.catalogue import PLATFORM_RESOURCE
 from orchestration import ml
 from orchestration.resources import Platform
 from streamforge.contracts import load_contracts
-from streamforge.gnn import registry
+from streamforge.errors import ConfigurationError
+from streamforge.gnn import registry, steps
 from streamforge.gnn.evaluation import BASELINES, ModelName, Walk, WalkConfig
 from streamforge.gnn.features import FeatureConfig
 from streamforge.gnn.graph import graphs_of
@@ -31,6 +32,7 @@ from streamforge.gnn.steps import (
     SOURCE_TAG,
     FeatureHistory,
     against_champion,
+    champion_drift,
     read_features,
     train_version,
 )
@@ -166,6 +168,36 @@ def test_a_champion_that_forecasts_something_else_is_not_replaced_unjudged(tmp_p
         assert found.not_comparable.startswith(f"champion {version} cannot be compared")
         assert difference in found.not_comparable
         assert "`source: " in found.not_comparable
+
+
+def test_a_registry_that_fails_is_a_plain_error_and_told_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = _platform(tmp_path)
+    settings, model = platform.settings, train_small(platform.contracts)
+    make_champion(settings, model)
+    # A champion made by hand says nothing of its training: no traceback at each tick of the sensor.
+    with pytest.raises(ConfigurationError, match="champion 1 does not say"):
+        champion_drift(settings, platform.contracts)
+    absent = (
+        lambda: registry.version_tags(settings, "99"),
+        lambda: registry.promote(settings, "99"),
+        lambda: registry.log_metrics(settings, "99", {"rmse": 1.0}),
+        lambda: registry.register(settings, "absent", table_snapshots={}, tags={}),
+    )
+    for ask in absent:
+        with pytest.raises(ConfigurationError, match="model registry"):
+            ask()
+    artifacts = tmp_path / "mlflow" / "artifacts"
+    artifacts.rename(tmp_path / "moved")
+    artifacts.write_text("no folder")
+    with pytest.raises(ConfigurationError, match="model registry"):
+        registry.store(settings, model, tags={}, files={})
+    _append(platform, "venue-bars", make_bars(intervals=INTERVALS))
+    away = Platform(settings.model_copy(update={"mlflow_uri": "http://127.0.0.1:9"}), platform.contracts)
+    monkeypatch.setattr(steps, "train", lambda *_: pytest.fail("it trains before it asks for the registry"))
+    with pytest.raises(ConfigurationError, match="model registry"):
+        _train(away)
 
 
 class _KilledError(BaseException):
