@@ -1,5 +1,6 @@
 """Make docs/images/*.png of Dagster's UI: `uv run python docs/screenshots.py`, while `streamforge up` runs.
 
+Best in the home of a demo, where the checks have run: `STREAMFORGE_HOME=.streamforge/demo` for both commands.
 Needs Chromium (Debian's package `chromium`). It launches one dry run of the replay to have a run to show.
 """  # noqa: INP001 - a script in a folder of pages
 
@@ -48,6 +49,12 @@ def open_asset_graph(page: Page, url: str) -> None:
     page.get_by_text("consumers", exact=True).first.wait_for()
 
 
+def expand_asset_graph(page: Page) -> None:
+    """Show each asset instead of each group."""
+    page.keyboard.press("Alt+KeyE")
+    page.get_by_text("market_gaps", exact=True).first.wait_for()
+
+
 def open_launchpad(page: Page, url: str) -> None:
     """Show the launchpad of the job `replay` with the form that it starts from."""
     page.goto(url + _LAUNCHPAD)
@@ -76,6 +83,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     with open_page(chromium) as page:
         open_asset_graph(page, plan.ui_url)
+        expand_asset_graph(page)
         page.screenshot(path=IMAGES / "asset-graph.png")
         open_launchpad(page, plan.ui_url)
         page.screenshot(path=IMAGES / "launchpad.png")
