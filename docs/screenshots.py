@@ -19,7 +19,7 @@ from streamforge.settings import load_settings
 
 IMAGES = Path(__file__).resolve().parent / "images"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-_TIMEOUT_MS = 120_000
+_TIMEOUT_MS = 240_000
 _SIZE = {"width": 1600, "height": 1000}
 _LAUNCHPAD = "/locations/lakehouse/jobs/replay/playground"
 
