@@ -41,9 +41,20 @@ class MakeTopics(Protocol):
         """
 
 
+_PLATFORM_TESTS = (Path(__file__).parent / "acceptance", Path(__file__).parent / "chaos")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """PySpark leaves the socket of each result to the garbage collector: no error in the tests that use Spark."""
+    """Say which worker of pytest-xdist has a test, and what PySpark may leave behind.
+
+    The tests of a file stay in one worker, for what they share. Those that start a whole platform stay in one
+    together: two platforms at once are too much for two cores. PySpark leaves the socket of each result to the
+    garbage collector: no error in the tests that use Spark.
+    """
     for item in items:
+        group = "platform" if item.path.parent in _PLATFORM_TESTS else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
         if "spark" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
 
