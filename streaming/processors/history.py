@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from confluent_kafka import Message
 
-from streamforge.errors import DecodeError
 from streamforge.market.candles import MAX_INTERVALS, CandleState, parse_candles
-from streamforge.market.dedupe import SeenIds
-from streamforge.market.records import RawRecord, raw_record
 from streamforge.settings import Settings
-from streaming.processors.types import Output, Refused, Source, Step
+from streaming.processors.raw import changed_keys, parse_raw, restore_seen, save_seen
+from streaming.processors.types import Output, Source, Step
 
 KIND = "history-parser"
 INPUT = "raw-candles-backfill"
@@ -37,30 +35,23 @@ class HistoryParser:
 
     def restore(self, saved: Mapping[str, str]) -> CandleState:
         """Return the bars seen."""
-        return {key: SeenIds.from_text(text, max_intervals=MAX_INTERVALS) for key, text in saved.items()}
+        return restore_seen(saved, MAX_INTERVALS)
 
     def save(self, state: CandleState, key: str) -> str | None:
         """Return the bars seen of one instrument and interval as text."""
-        seen = state.get(key)
-        return None if seen is None else seen.to_text()
+        return save_seen(state, key)
 
     def process(self, state: CandleState, source: Source, messages: Sequence[Message]) -> Step[CandleState]:
         """Parse the records of one topic-partition."""
-        records: list[RawRecord] = []
-        refused: list[Refused] = []
-        for message in messages:
-            try:
-                records.append(raw_record(source.topic_id, message))
-            except DecodeError as error:
-                refused.append(Refused(message, 0, error.reason, error.detail))
-        parsed = parse_candles(state, records, max_event_ahead_ns=self._max_event_ahead_ns)
-        if parsed.refusals:
-            by_offset = {message.offset(): message for message in messages}
-            refused += [Refused(by_offset[r.record.offset], r.index, r.reason, r.detail) for r in parsed.refusals]
+        parsed, refused = parse_raw(
+            source,
+            messages,
+            lambda records: parse_candles(state, records, max_event_ahead_ns=self._max_event_ahead_ns),
+        )
         return Step(
             parsed.state,
             [Output(VENUE_BARS, bar.instrument.encode(), _ENCODE(bar)) for bar in parsed.bars],
-            {key for key, seen in parsed.state.items() if seen is not state.get(key)},
+            changed_keys(state, parsed.state),
             refused,
             parsed.counters,
         )

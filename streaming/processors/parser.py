@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from confluent_kafka import Message
 
-from streamforge.errors import DecodeError
-from streamforge.market.dedupe import SeenIds
 from streamforge.market.parsing import ParserState, parse_records
-from streamforge.market.records import RawRecord, raw_record
 from streamforge.settings import Settings
-from streaming.processors.types import Output, Refused, Source, Step
+from streaming.processors.raw import changed_keys, parse_raw, restore_seen, save_seen
+from streaming.processors.types import Output, Source, Step
 
 _ENCODE = msgspec.json.Encoder().encode
 _TRADES = "trades"
@@ -31,32 +29,20 @@ class Parser:
 
     def restore(self, saved: Mapping[str, str]) -> ParserState:
         """Return the ids seen by instrument."""
-        bound = self._limits.max_id_intervals
-        return {key: SeenIds.from_text(text, max_intervals=bound) for key, text in saved.items()}
+        return restore_seen(saved, self._limits.max_id_intervals)
 
     def save(self, state: ParserState, key: str) -> str | None:
         """Return the ids seen of one instrument as text."""
-        seen = state.get(key)
-        return None if seen is None else seen.to_text()
+        return save_seen(state, key)
 
     def process(self, state: ParserState, source: Source, messages: Sequence[Message]) -> Step[ParserState]:
         """Parse the records of one topic-partition."""
-        records: list[RawRecord] = []
-        refused: list[Refused] = []
-        for message in messages:
-            try:
-                records.append(raw_record(source.topic_id, message))
-            except DecodeError as error:
-                refused.append(Refused(message, 0, error.reason, error.detail))
-        parsed = parse_records(state, records, self._limits)
-        if parsed.refusals:
-            by_offset = {message.offset(): message for message in messages}
-            refused += [Refused(by_offset[r.record.offset], r.index, r.reason, r.detail) for r in parsed.refusals]
+        parsed, refused = parse_raw(source, messages, lambda records: parse_records(state, records, self._limits))
         trades = parsed.trades
         return Step(
             parsed.state,
             [Output(_TRADES, trade.instrument.encode(), _ENCODE(trade)) for trade in trades],
-            {key for key, seen in parsed.state.items() if seen is not state.get(key)},
+            changed_keys(state, parsed.state),
             refused,
             parsed.counters,
             max((trade.ts_event_ns for trade in trades), default=None),
