@@ -21,7 +21,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, cast
 
 import msgspec
@@ -47,6 +47,7 @@ from streamforge.lakehouse.trades_window import latest_events, trades_between, w
 from streamforge.market.bars import INTERVAL_NS, BarRules, bars_of, latest_revision
 from streamforge.market.records import Bar
 from streamforge.settings import Settings
+from streamforge.times import iso_text, to_ns
 
 BACKFILL_STEPS = (
     "backfill.planned",
@@ -62,7 +63,6 @@ WINDOW_KEY = f"{PREFIX}backfilled-window"
 _TRADES, _BARS = "trades", "bars"
 _KEY = ("instrument", "interval", "ts_start_ns")
 _REVISION = ("replay_epoch", "revision")
-_START_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 
 Key = tuple[str, str, int]
 Hash = tuple[int, int]
@@ -82,18 +82,18 @@ class Window:
         Raises:
             ConfigurationError: it is empty, or an edge would cut a bar.
         """
-        window = cls(*((item - _START_OF_TIME) // timedelta(microseconds=1) * 1000 for item in (start, end)))
+        window = cls(to_ns(start), to_ns(end))
         if window.start_ns >= window.end_ns:
             msg = f"the window from {start.isoformat()} to {end.isoformat()} holds nothing: its start must be first"
             raise ConfigurationError(msg)
         for name, edge_ns in (("start", window.start_ns), ("end", window.end_ns)):
             if edge_ns % INTERVAL_NS:
-                msg = f"the window's {name} cuts a bar: expected a full minute (UTC), found {_text(edge_ns)}"
+                msg = f"the window's {name} cuts a bar: expected a full minute (UTC), found {iso_text(edge_ns)}"
                 raise ConfigurationError(msg)
         return window
 
     def __str__(self) -> str:
-        return f"[{_text(self.start_ns)}, {_text(self.end_ns)})"
+        return f"[{iso_text(self.start_ns)}, {iso_text(self.end_ns)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +137,8 @@ class BarsPlan:
         """Return the plan as plain values for a report."""
         return {
             "table": _BARS,
-            "window_start": _text(self.window.start_ns),
-            "window_end": _text(self.window.end_ns),
+            "window_start": iso_text(self.window.start_ns),
+            "window_end": iso_text(self.window.end_ns),
             "changes": self.changes,
             "bars_built": self.equal + self.missing + self.different,
             "bars_equal": self.equal,
@@ -256,8 +256,8 @@ def commit_bars(table: Table, plan: BarsPlan, files: Sequence[DataFile], commit_
         return {REPLAY_EPOCH_KEY: str(plan.replay_epoch + 1)}
 
     window = {
-        "start": _text(plan.window.start_ns),
-        "end": _text(plan.window.end_ns),
+        "start": iso_text(plan.window.start_ns),
+        "end": iso_text(plan.window.end_ns),
         "trades_snapshot_id": plan.trades_snapshot_id,
     }
     summary = {commit.KIND_KEY: KIND, commit.COMMIT_ID_KEY: commit_id, WINDOW_KEY: json.dumps(window)}
@@ -371,7 +371,3 @@ def _hashes(rows: pa.Table, compared: pa.Schema) -> dict[Key, Hash]:
 
 def _sum(hashes: Iterable[Hash]) -> ContentHash:
     return sum((ContentHash(1, item) for item in hashes), ContentHash())
-
-
-def _text(time_ns: int) -> str:
-    return (_START_OF_TIME + timedelta(microseconds=time_ns // 1000)).isoformat()

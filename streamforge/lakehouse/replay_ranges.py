@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +14,7 @@ from streamforge.lakehouse.kafka_reader import log_ranges, offsets_at
 from streamforge.lakehouse.replay_plan import Lineage, compare_with, merged_ranges, numbers_of
 from streamforge.lakehouse.replay_target import Target, files_with, read_file
 from streamforge.offsets import OffsetRange
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
+from streamforge.times import to_ns
 
 
 def ranges_of_log(target: Target) -> tuple[OffsetRange, ...]:
@@ -118,4 +116,4 @@ def parse_time(text: str) -> datetime:
 
 def _milliseconds(time: datetime) -> int:
     """Return milliseconds since 1970, rounded up: a record at the millisecond before is not in the window."""
-    return -((_EPOCH - time) // _MILLISECOND)
+    return -(-to_ns(time) // 1_000_000)

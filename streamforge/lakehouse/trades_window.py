@@ -8,7 +8,6 @@ that of the trade before it in its bar, in the order of raw, or of the one behin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -22,6 +21,7 @@ from streamforge.lakehouse.replay_target import files_with, read_file
 from streamforge.lakehouse.rows import SOURCE_OFFSET, SOURCE_PARTITION
 from streamforge.market.bars import INTERVAL_NS, SourcedTrade, bar_start_ns
 from streamforge.market.records import AggressorSide, Trade
+from streamforge.times import iso_text
 
 PIECE_NS = 10 * INTERVAL_NS
 """Event time that is read at once: whole bars, and of a busy market some hundred thousand trades."""
@@ -29,7 +29,6 @@ PIECE_NS = 10 * INTERVAL_NS
 _EVENT, _EVENT_NS = "ts_event", "ts_event_ns"
 _TRADE_FIELDS = tuple(field.name for field in msgspec.structs.fields(Trade))
 _COLUMNS = tuple(dict.fromkeys([*_TRADE_FIELDS, *RAW_COLUMNS, SOURCE_PARTITION, SOURCE_OFFSET]))
-_START_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def trades_between(table: Table, start_ns: int, end_ns: int) -> Iterator[list[SourcedTrade]]:
@@ -82,7 +81,7 @@ def latest_events(table: Table, partitions: Sequence[int], start_ns: int, needed
     """
     wanted = set(partitions)
     latest: dict[int, int] = {}
-    since = compare_with(GreaterThanOrEqual, _EVENT, _iso(start_ns))
+    since = compare_with(GreaterThanOrEqual, _EVENT, iso_text(start_ns))
     for task in newest_first(table, files_with(table, since), _EVENT_NS):
         bound = upper_bound(table, task.file, _EVENT_NS)
         if all(latest.get(item, -1) >= min(needed_ns, bound or needed_ns) for item in wanted):
@@ -97,7 +96,9 @@ def latest_events(table: Table, partitions: Sequence[int], start_ns: int, needed
 
 def within(column: str, start_ns: int, end_ns: int) -> BooleanExpression:
     """Return the filter for `[start_ns, end_ns)` of a column of times; both are whole microseconds."""
-    return And(compare_with(GreaterThanOrEqual, column, _iso(start_ns)), compare_with(LessThan, column, _iso(end_ns)))
+    return And(
+        compare_with(GreaterThanOrEqual, column, iso_text(start_ns)), compare_with(LessThan, column, iso_text(end_ns))
+    )
 
 
 def _placed(trades: list[Trade], places: list[tuple[int | None, int | None]]) -> list[SourcedTrade]:
@@ -113,7 +114,3 @@ def _placed(trades: list[Trade], places: list[tuple[int | None, int | None]]) ->
         place = known.get(bar, (trade.raw_partition, 0))
         result.append(SourcedTrade(trade, trade.raw_topic_id, *place))
     return result
-
-
-def _iso(time_ns: int) -> str:
-    return (_START_OF_TIME + timedelta(microseconds=time_ns // 1000)).isoformat()

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from streamforge.market.decimals import plain_text
 from streamforge.market.dedupe import SeenIds, Verdict
 from streamforge.market.parsing import DUPLICATES, TOO_OLD_TO_DEDUPE, Refusal, symbol_of
 from streamforge.market.records import RawRecord, VenueBar
+from streamforge.times import to_ns
 
 CSV_COLUMNS = ("open_time", "open", "high", "low", "close", "volume", "close_time", "returns")
 BINARY_COLUMNS = ("date", "open", "high", "low", "close", "volume")
@@ -34,8 +35,6 @@ MAX_INTERVALS = 10_000
 CandleState = Mapping[str, SeenIds]
 """Numbers of the bars seen, by `state_key`; a bar's number is its start in intervals since 1970."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _NS_PER_MS = 1_000_000
 _END_NS = 4_102_444_800 * 10**9
 _NUMBER = re.compile(r"[0-9]{1,60}(?:\.[0-9]{1,60})?(?:[eE][+-]?[0-9]{1,3})?")
@@ -259,7 +258,7 @@ def _time_ns(text: str) -> int:
         raise DecodeError("bad_time", f"expected a time like 2020-10-23 11:00:00+03:00, found {text[:60]!r}") from error
     if found.tzinfo is None:
         raise DecodeError("bad_time", f"expected a time with an offset from UTC, found {text[:60]!r}")
-    return (found - _EPOCH) // _MICROSECOND * 1_000
+    return to_ns(found)
 
 
 def _decimal_of(text: str) -> Decimal:
