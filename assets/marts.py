@@ -15,6 +15,7 @@ from assets.catalogue import PLATFORM_RESOURCE, platform_of, table_key
 from assets.failures import clear_failures
 from streamforge.contracts import Contracts
 from streamforge.lakehouse.catalog import open_catalog
+from streamforge.lakehouse.manifests import total_rows
 from streamforge.marts.project import MartGraph, Model, ModelTest, marts_namespace
 from streamforge.marts.run import NodeResult, run_dbt_process
 from streamforge.settings import Settings
@@ -98,11 +99,10 @@ def _metadata(settings: Settings, model: Model, result: NodeResult) -> dict[str,
     if model.materialized != _INCREMENTAL:
         return found
     snapshot = open_catalog(settings).load_table((marts_namespace(settings), model.name)).current_snapshot()
-    summary = snapshot.summary if snapshot is not None else None
-    if snapshot is None or summary is None:
+    if snapshot is None:
         return found
     return found | {
-        "dagster/row_count": int(summary["total-records"] or 0),
+        "dagster/row_count": total_rows(snapshot),
         "table_snapshot": str(snapshot.snapshot_id),
     }
 

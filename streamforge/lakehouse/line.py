@@ -14,7 +14,7 @@ from streamforge.lakehouse.barrier import Barrier, BarrierState
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.commit import view_of
 from streamforge.lakehouse.kafka_reader import topic_partitions
-from streamforge.lakehouse.manifests import TOTAL_RECORDS
+from streamforge.lakehouse.manifests import total_rows
 from streamforge.lakehouse.table_freshness import TableAges, read_ages
 from streamforge.log_reader import log_ends, log_starts
 from streamforge.offsets import OffsetRange, TopicPartition
@@ -95,7 +95,7 @@ class Line:
             reached = _next_offsets(table, names[contract.id])
             log_end[contract.id] = sum(mine.values())
             lag[contract.id] = sum(end - reached.get(partition, 0) for partition, end in mine.items())
-            rows[contract.id] = _rows(table)
+            rows[contract.id] = total_rows(table.current_snapshot())
         return LineState(log_end, lag, rows)
 
     def wait_until_landed(self, timeout_s: float, *, on_look: Look = lambda _name, _state: None) -> None:
@@ -155,9 +155,3 @@ def _next_offsets(table: Table, topic: str) -> Mapping[int, int]:
     state = view_of(table).state
     epoch = state.epoch_of(topic)
     return {} if epoch is None else state.next_offsets(epoch)
-
-
-def _rows(table: Table) -> int:
-    snapshot = table.current_snapshot()
-    summary = snapshot.summary.additional_properties if snapshot and snapshot.summary else {}
-    return int(summary.get(TOTAL_RECORDS, 0))

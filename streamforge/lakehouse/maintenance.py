@@ -12,7 +12,6 @@ import json
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 
 import pyarrow as pa
 from pyiceberg.table import Table
@@ -31,6 +30,7 @@ from streamforge.contract_model import Contract
 from streamforge.errors import CommitConflictError, CommitUnknownError
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.tags import guard_of, idle_guards
+from streamforge.times import from_ns
 
 _LEDGER_KIND = "commits"
 _COPIED_KEY = "streamforge.copied."
@@ -119,7 +119,7 @@ class Maintenance:
                     "snapshot_id": item.snapshot_id,
                     "commit_id": summary.get(commit.COMMIT_ID_KEY, ""),
                     "operation": str(item.summary.operation.value) if item.summary else "",
-                    "ts_committed": _committed_at(item.timestamp_ms),
+                    "ts_committed": from_ns(item.timestamp_ms * 1_000_000),
                     "added_rows": int(summary.get("added-records", 0)),
                     "source_ranges": summary.get(commit.RANGES_KEY, "{}"),
                     "summary": json.dumps(summary, sort_keys=True),
@@ -143,7 +143,3 @@ def _refs_as_read(table: Table, expirable: Sequence[int]) -> tuple[TableRequirem
         AssertTableUUID(uuid=table.metadata.table_uuid),
         *(AssertRefSnapshotId(ref=name, snapshot_id=wanted) for name, wanted in (expected | found).items()),
     )
-
-
-def _committed_at(timestamp_ms: int) -> datetime:
-    return datetime.fromtimestamp(timestamp_ms / 1e3, UTC)

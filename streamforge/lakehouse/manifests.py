@@ -60,6 +60,12 @@ MERGED_FILES_MAX = MERGE_WIDTH**2
 TOTAL_RECORDS = "total-records"
 
 
+def total_rows(snapshot: Snapshot | None) -> int:
+    """Return the rows of a table snapshot as its summary says; 0 without a snapshot, or where it does not say."""
+    summary = snapshot.summary.additional_properties if snapshot is not None and snapshot.summary is not None else {}
+    return int(summary.get(TOTAL_RECORDS) or 0)
+
+
 class FilesGoneError(CommitConflictError):
     """A data file that a commit wanted to remove is no longer in the table: plan again."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from confluent_kafka import KafkaException
 from pyiceberg.catalog import Catalog
@@ -21,11 +21,12 @@ from streamforge.lakehouse.barrier import NOTHING, group_offsets
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.column_bounds import greatest
 from streamforge.lakehouse.commit import KIND_KEY, table_name, view_of
-from streamforge.lakehouse.manifests import TOTAL_RECORDS
+from streamforge.lakehouse.manifests import total_rows
 from streamforge.log_reader import log_starts, stable_ends
 from streamforge.offsets import TopicPartition
 from streamforge.settings import Settings
 from streamforge.supervision import topic_of
+from streamforge.times import from_ns
 
 EVENT_COLUMNS = ("ts_event_ns", "ts_end_ns", "ts_receive_ns", "ts_detected_ns", "ts_ns")
 """Columns that say when what a row tells of happened, the best one first."""
@@ -122,13 +123,13 @@ def look_at_table(catalog: Catalog, settings: Settings, contract: Contract) -> T
         name=table_name(table),
         location=table.location(),
         snapshot_id=snapshot.snapshot_id if snapshot else None,
-        committed_at=datetime.fromtimestamp(snapshot.timestamp_ms / 1e3, UTC) if snapshot else None,
+        committed_at=from_ns(snapshot.timestamp_ms * 1_000_000) if snapshot else None,
         kind=summary.get(KIND_KEY, "by another program") if snapshot else None,
-        rows=int(summary.get(TOTAL_RECORDS, 0)),
+        rows=total_rows(snapshot),
         files=int(summary.get("total-data-files", 0)),
         bytes=int(summary.get("total-files-size", 0)),
         snapshots=len(table.metadata.snapshots),
-        newest_event_at=datetime.fromtimestamp(newest_ns / 1e9, UTC) if newest_ns is not None else None,
+        newest_event_at=from_ns(newest_ns) if newest_ns is not None else None,
     )
 
 

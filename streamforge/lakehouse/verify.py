@@ -38,6 +38,7 @@ from streamforge.lakehouse.commit import view_of
 from streamforge.lakehouse.content_hash import content_schema, row_hashes
 from streamforge.lakehouse.identities import Numbers, Spill, Tally, compare_bucket, doubled_in, lost_in, within
 from streamforge.lakehouse.kafka_reader import topic_identity, topic_partitions
+from streamforge.lakehouse.manifests import total_rows
 from streamforge.lakehouse.protocol import TableState
 from streamforge.lakehouse.remake import RECIPES, ReparseTrades, lineage_of
 from streamforge.lakehouse.replay_plan import RAW_COLUMNS, SOURCE_COLUMNS, Lineage
@@ -231,7 +232,7 @@ class _TableRun:
         snapshot = table.current_snapshot()
         if snapshot is None:
             return
-        total = int(snapshot.summary["total-records"] or 0) if snapshot.summary else 0
+        total = total_rows(snapshot)
         done = 0
         scan = table.scan(snapshot_id=snapshot.snapshot_id, selected_fields=tuple(columns))
         for batch in scan.to_arrow_batch_reader():
