@@ -6,14 +6,14 @@ rows, table snapshot and newest event of a table.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from typing import Any, cast
 
 import dagster as dg
 
-from assets.failures import clear_failures
+from assets.failures import fail_of, others_first
 from streamforge.contracts import Contract, ContractField, Contracts
 from streamforge.errors import StreamForgeError
 from streamforge.lakehouse.catalog import open_catalog
@@ -84,11 +84,12 @@ def observable_streams_and_tables(contracts: Contracts) -> dg.AssetsDefinition:
                     name = topic_of(known, contract.id).name
                     context.log.warning("topic %s does not exist; run `streamforge contracts apply`", name)
         tables = [item for item in known.with_table if table_key(item) in selected]
-        yield from _observed_tables(settings, tables, failed)
-        with clear_failures():
-            # Only now: what cannot be looked at must not hide the others.
-            if failed:
-                raise type(failed[0])("; ".join(map(str, failed)))
+        with others_first("catalog", failed, context.log):
+            catalog = open_catalog(settings)
+            for contract in tables:
+                with others_first(f"table {contract.id}", failed, context.log):
+                    yield _table_observation(contract, look_at_table(catalog, settings, contract))
+        fail_of(failed)
 
     specs = [*stream_specs(contracts), *table_specs(contracts)]
     return observable("observe_streams_and_tables", specs, observe_streams_and_tables)
@@ -98,23 +99,6 @@ def _inputs_first(contracts: Contracts) -> list[Contract]:
     """Return the contracts with a topic in the order in which Dagster wants their assets told of."""
     order = TopologicalSorter({item.id: item.inputs for item in contracts.with_topic}).static_order()
     return [contracts[name] for name in order]
-
-
-def _observed_tables(
-    settings: Settings, wanted: Sequence[Contract], failed: list[StreamForgeError]
-) -> Iterator[dg.ObserveResult]:
-    try:
-        catalog = open_catalog(settings)
-    except StreamForgeError as error:
-        failed.append(error)
-        return
-    for contract in wanted:
-        try:
-            state = look_at_table(catalog, settings, contract)
-        except StreamForgeError as error:
-            failed.append(error)
-        else:
-            yield _table_observation(contract, state)
 
 
 def observable(

@@ -89,7 +89,7 @@ def maintained_tables(contracts: Contracts) -> dg.AssetsDefinition:
         for contract in wanted:
             with others_first(f"table {contract.id}", failed, context.log):
                 if _is_there(context.log, catalog, settings, contract):
-                    yield _maintained(config, settings, known, contract)
+                    yield _maintained(config, catalog, settings, known, contract)
         fail_of(failed)
 
     return maintain_tables
@@ -130,9 +130,8 @@ def _is_there(log: logging.Logger, catalog: Catalog, settings: Settings, contrac
 
 
 def _maintained(
-    config: MaintenanceConfig, settings: Settings, contracts: Contracts, contract: Contract
+    config: MaintenanceConfig, catalog: Catalog, settings: Settings, contracts: Contracts, contract: Contract
 ) -> dg.MaterializeResult[None]:
-    catalog = open_catalog(settings)
     done = compact_table(spark_session(settings), settings, contracts, contract) if config.compact else Compaction()
     ledger = ensure_table(catalog, settings, contracts["commits"])
     table = load_table(catalog, settings, contract)
