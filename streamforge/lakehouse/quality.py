@@ -13,9 +13,9 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from streamforge.contract_model import Contract, ContractField, QualityRule
 from streamforge.errors import ConfigurationError, StreamForgeError
 from streamforge.lakehouse.column_bounds import greatest
 from streamforge.lakehouse.observation import event_column
-from streamforge.lakehouse.query import duckdb_module, quoted, sql_text
+from streamforge.lakehouse.query import connected, duckdb_module, quoted, sql_text
 from streamforge.lakehouse.replay_plan import compare_with
 from streamforge.lakehouse.replay_target import files_with, read_file
 
@@ -124,7 +124,10 @@ def check_rules(
         CommitError: the table cannot be read.
     """
     condition = _newest(table, contract, newest_h)
-    with TemporaryDirectory(prefix="streamforge-quality-") as folder, _connected(folder) as connection:
+    with (
+        TemporaryDirectory(prefix="streamforge-quality-") as folder,
+        connected(Path(folder), memory_limit=MEMORY_LIMIT) as connection,
+    ):
         for rule in rules:
             yield _checked(connection, table, contract, rule, condition)
 
@@ -181,19 +184,6 @@ def _ask(
         raise ConfigurationError(msg) from error
     finally:
         connection.unregister("rows")
-
-
-@contextmanager
-def _connected(folder: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    config = {
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-        "temp_directory": folder,
-        "memory_limit": MEMORY_LIMIT,
-    }
-    with duckdb_module().connect(config=config) as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        yield connection
 
 
 def _newest(table: Table, contract: Contract, newest_h: float | None) -> BooleanExpression:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,10 +119,7 @@ def ask(settings: Settings, contracts: Contracts, text: str, *, limit_rows: int)
     duckdb = duckdb_module()
     catalog = open_catalog(settings)
     sources = list(_sources(catalog, settings, contracts))
-    with duckdb.connect(
-        config={"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-    ) as connection:
-        _prepare(connection, settings)
+    with connected(settings.home_path / "duckdb") as connection:
         _define(connection, catalog, sources, text)
         try:
             result = connection.execute(text)
@@ -130,6 +128,20 @@ def ask(settings: Settings, contracts: Contracts, text: str, *, limit_rows: int)
             names = ", ".join(f"{item.namespace}.{item.name}" for item in sources) or "none yet"
             msg = f"the query cannot be answered: {error}\ntables are: {names}"
             raise ConfigurationError(msg) from error
+
+
+@contextmanager
+def connected(spill_folder: Path, **config: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open DuckDB in memory: no extension is fetched, times are UTC.
+
+    Args:
+        spill_folder: where what is larger than memory goes; DuckDB's own choice is the working directory.
+        config: further options of DuckDB.
+    """
+    offline = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+    with duckdb_module().connect(config={**offline, "temp_directory": str(spill_folder), **config}) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection
 
 
 def duckdb_module() -> Any:
@@ -168,12 +180,6 @@ def _described(source: _Source, table: Table) -> QueryTable:
         purpose=source.contract.purpose if source.contract else table.properties.get("comment", ""),
         columns=tuple((field.name, str(field.field_type)) for field in table.schema().fields),
     )
-
-
-def _prepare(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
-    # Results larger than memory spill there; the default is a folder in the working directory.
-    connection.execute("SET temp_directory = ?", [str(settings.home_path / "duckdb")])
-    connection.execute("SET TimeZone = 'UTC'")
 
 
 def _define(connection: duckdb.DuckDBPyConnection, catalog: Catalog, sources: list[_Source], text: str) -> None:
