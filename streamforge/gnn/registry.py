@@ -89,17 +89,16 @@ def alias_version(settings: Settings, alias: str) -> str | None:
     """
     if not _exists(settings):
         return None
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+    with _asked(settings):
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
-    try:
-        aliases: Mapping[str, object] = _client(settings).get_registered_model(MODEL_NAME).aliases
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise _unreadable(settings, error) from error
-    except SQLAlchemyError as error:
-        raise _unreadable(settings, error) from error
-    return str(aliases[alias]) if alias in aliases else None
+        try:
+            aliases: Mapping[str, object] = _client(settings).get_registered_model(MODEL_NAME).aliases
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return str(aliases[alias]) if alias in aliases else None
 
 
 def load_version(settings: Settings, version: str) -> TrainedModel:
@@ -118,15 +117,10 @@ def artifact_of(settings: Settings, version: str, folder: Path) -> Path:
     Raises:
         ConfigurationError: there is no such version, or the registry cannot be read.
     """
-    require_libraries()
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-
-    client = _client(settings)
-    try:
+    with _asked(settings):
+        client = _client(settings)
         run_id = client.get_model_version(MODEL_NAME, version).run_id
         return Path(client.download_artifacts(run_id, "", str(folder)))
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise _unreadable(settings, error) from error
 
 
 def version_tags(settings: Settings, version: str) -> dict[str, str]:
@@ -202,9 +196,14 @@ def register(
 
 
 def version_metrics(settings: Settings, version: str) -> dict[str, float]:
-    """Return the figures that were written beside a version."""
-    client = _client(settings)
-    return dict(client.get_run(client.get_model_version(MODEL_NAME, version).run_id).data.metrics)
+    """Return the figures that were written beside a version.
+
+    Raises:
+        ConfigurationError: there is no such version, or the registry cannot be read.
+    """
+    with _asked(settings):
+        client = _client(settings)
+        return dict(client.get_run(client.get_model_version(MODEL_NAME, version).run_id).data.metrics)
 
 
 def log_metrics(settings: Settings, version: str, metrics: Mapping[str, float]) -> None:
@@ -260,22 +259,18 @@ def _exists(settings: Settings) -> bool:
 
 
 def _client(settings: Settings) -> MlflowClient:
-    require_libraries()
+    """Return a client of the registry; called within `_asked`."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # A server that is away is told within seconds, not after MLflow's seven tries of two minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient  # noqa: PLC0415
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
     uri = registry_uri(settings)
     _folder(settings).mkdir(parents=True, exist_ok=True)
-    try:
-        # MLflow creates its tables on the first use; two processes at once would both do so.
-        with FileLock(_folder(settings) / "mlflow.lock", timeout=_LOCK_TIMEOUT_S):
-            return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise _unreadable(settings, error) from error
+    # MLflow creates its tables on the first use; two processes at once would both do so.
+    with FileLock(_folder(settings) / "mlflow.lock", timeout=_LOCK_TIMEOUT_S):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def _experiment(client: MlflowClient, settings: Settings) -> str:
