@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 from confluent_kafka import Message
 
+from streamforge.errors import ConfigurationError
 from streamforge.kafka import bootstrap_servers
 from streamforge.offsets import OffsetRange
 from streamforge.settings import Settings
@@ -50,7 +51,17 @@ def read_options(settings: Settings, ranges: Sequence[OffsetRange]) -> dict[str,
 
 
 def client_options(settings: Settings) -> dict[str, str]:
-    """Return how Kafka's Java client reaches the cluster."""
+    """Return how Kafka's Java client reaches the cluster.
+
+    Raises:
+        ConfigurationError: the settings have a client certificate.
+    """
+    if settings.ssl_certificate_location:
+        msg = (
+            "STREAMFORGE_SSL_CERTIFICATE_LOCATION: Spark's reads from Kafka do not take client certificates. "
+            "Replay with --engine local"
+        )
+        raise ConfigurationError(msg)
     options = {
         "kafka.bootstrap.servers": bootstrap_servers(settings),
         "kafka.security.protocol": settings.security_protocol,

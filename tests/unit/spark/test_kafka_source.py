@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from streamforge.errors import ConfigurationError
 from streamforge.offsets import OffsetRange
 from streamforge.settings import Settings
 from streamforge.spark.kafka_source import RecordStream, client_options, read_options
@@ -105,3 +106,11 @@ def test_every_kafka_read_of_spark_has_these_options() -> None:
     reads = [rest for text in sources for rest in re.split(r"""(?i)format\(\s*["']kafka["']\s*\)""", text)[1:]]
     assert len(reads) == 1, "another read has to take its options from read_options too"
     assert reads[0].startswith(".options(**read_options(settings, ranges)).load()")
+
+
+def test_client_certificate_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    settings = Settings(
+        _env_file=None, bootstrap_servers="kafka:9093", ssl_certificate_location=tmp_path / "client.pem"
+    )  # type: ignore[call-arg]
+    with pytest.raises(ConfigurationError, match=r"CERTIFICATE.*--engine local"):
+        client_options(settings)
