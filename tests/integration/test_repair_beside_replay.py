@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streamforge.errors import RetryableSourceError
-from streamforge.lakehouse import replay as replay_module
+from streamforge.lakehouse import replay_run
 from streamforge.lakehouse.barrier import Barrier
 from streamforge.lakehouse.repair import reconcile
 from streamforge.lakehouse.replay import replay
-from streamforge.settings import Settings
-from tests.pipeline_support import Pipeline, make_pipeline, produce_raw
+from tests.pipeline_support import Pipeline, produce_raw
 from tests.replay_support import BTC, SteppedLine, frames, inverted, open_table, raw_ranges, rows_of, with_parser
 from tests.writer_support import running_writer, wait_for_landed, writer_settings
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.")
 
 
 def once(action: Callable[[], None], *, after: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,7 +51,7 @@ def test_reconcile_during_a_replay_sends_it_back_to_the_barrier_and_nothing_is_d
     if moment == "barrier":
         monkeypatch.setattr(Barrier, "wait", once(move_back, after=Barrier.wait))
     else:
-        monkeypatch.setattr(replay_module, "write_files", once(move_back, after=replay_module.write_files))
+        monkeypatch.setattr(replay_run, "write_files", once(move_back, after=replay_run.write_files))
     parse = with_parser(inverted(lambda _: True))
     with pytest.raises(RetryableSourceError, match=r"table market\.trades is at 0 of"):
         replay(pipeline.settings, pipeline.contracts, "trades", raw_ranges(pipeline), recompute=parse, wait_s=0)
