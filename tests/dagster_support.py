@@ -50,3 +50,13 @@ def with_platform(definitions: dg.Definitions, settings: Settings, contracts: Co
     """Return `definitions` on the platform of a test."""
     platform = dg.ResourceDefinition.hardcoded_resource(Platform(settings, contracts))
     return dg.Definitions.merge(definitions, dg.Definitions(resources={PLATFORM_RESOURCE: platform}))
+
+
+def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """Return what each failed step says."""
+    found = {}
+    for event in result.filter_events(lambda event: event.is_step_failure):
+        data = event.step_failure_data.user_failure_data
+        assert data is not None, f"{event.step_key}: {event.step_failure_data.error}"
+        found[event.step_key or ""] = data.description or ""
+    return found

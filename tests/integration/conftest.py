@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from streamforge.contracts import Contracts
+from streamforge.settings import Settings
 from tests.conftest import MakeTopics
 from tests.loader_support import LOADER_CONTRACTS, SmallVenue
+from tests.pipeline_support import Pipeline, make_pipeline
 from tests.table_rig import Rig
+
+
+@pytest.fixture
+def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
+    """Return a platform of its own on the session's broker, its topics made."""
+    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.")
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ import yaml
 from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaTopicPartition
 
-from assets.catalogue import PLATFORM_RESOURCE, STREAMS, TABLES, stream_key, table_key
+from assets.catalogue import STREAMS, TABLES, stream_key, table_key
 from orchestration import lakehouse, tables
-from orchestration.resources import Platform
 from streamforge import kafka
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.kafka import reader_config
@@ -23,6 +22,7 @@ from streamforge.lakehouse.catalog import ensure_table, ensure_tables, open_cata
 from streamforge.settings import Settings
 from streamforge.supervision import topic_of
 from tests.conftest import MakeTopics
+from tests.dagster_support import failures, with_platform
 from tests.pipeline_support import Pipeline
 from tests.replay_support import land_direct
 from tests.waiting import wait_until
@@ -134,7 +134,7 @@ def test_observe_with_a_table_missing_says_so_and_still_tells_of_the_others(
     contracts = make_topics("trades")
     ensure_table(open_catalog(platform), platform, contracts["trades"])
     with dg.instance_for_test() as instance:
-        [(step, said)] = _failures(_observe(instance, platform, contracts)).items()
+        [(step, said)] = failures(_observe(instance, platform, contracts)).items()
         assert _last_observation(instance, table_key(contracts["trades"]))["dagster/row_count"] == 0
         assert _last_observation(instance, stream_key(contracts["trades"]))["retained_offsets"] == 0
     assert step == "observe_streams_and_tables"
@@ -148,26 +148,15 @@ def test_observe_with_the_broker_away_says_so(tmp_path: Path, monkeypatch: pytes
     contracts = load_contracts(settings.contracts_dir)
     ensure_tables(open_catalog(settings), settings, contracts)
     with dg.instance_for_test() as instance:
-        [(_, said)] = _failures(_observe(instance, settings, contracts)).items()
+        [(_, said)] = failures(_observe(instance, settings, contracts)).items()
         assert _last_observation(instance, table_key(contracts["trades"]))["dagster/row_count"] == 0, "tables are there"
     assert said.startswith("the broker does not describe topics")
     assert "streamforge broker status" in said
 
 
 def _observe(instance: dg.DagsterInstance, settings: Settings, contracts: Contracts) -> dg.ExecuteInProcessResult:
-    resources = {PLATFORM_RESOURCE: dg.ResourceDefinition.hardcoded_resource(Platform(settings, contracts))}
-    merged = dg.Definitions.merge(tables.definitions(contracts), dg.Definitions(resources=resources))
+    merged = with_platform(tables.definitions(contracts), settings, contracts)
     return merged.resolve_job_def("observe").execute_in_process(instance=instance, raise_on_error=False)
-
-
-def _failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
-    """Return what each failed step says."""
-    found = {}
-    for event in result.filter_events(lambda event: event.is_step_failure):
-        data = event.step_failure_data.user_failure_data
-        assert data is not None, f"{event.step_key}: {event.step_failure_data.error}"
-        found[event.step_key or ""] = data.description or ""
-    return found
 
 
 def _last_observation(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[str, object]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import dagster as dg
 import msgspec
@@ -42,7 +40,7 @@ from streaming.processors.inference import Inference
 from streaming.processors.parser import Parser
 from streaming.writer import WriterWorker
 from tests.dagster_support import Jobs, with_platform
-from tests.pipeline_support import Pipeline, make_pipeline, running, wait_for_positions
+from tests.pipeline_support import Pipeline, running, wait_for_positions
 from tests.waiting import wait_until
 from tests.writer_support import writer_settings
 
@@ -50,11 +48,6 @@ pytestmark = pytest.mark.integration
 
 BY_KIND = {each.kind: each for each in KINDS}
 ITEM = str(TopicPartition("trades", 0))
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"d{uuid.uuid4().hex[:8]}.")
 
 
 @pytest.fixture

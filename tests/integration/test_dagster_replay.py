@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -17,9 +15,8 @@ from orchestration.tables import HOURLY
 from streamforge.errors import ConfigurationError
 from streamforge.lakehouse.catalog import ensure_table, open_catalog
 from streamforge.processes import LOOPBACK, choose_free_port
-from streamforge.settings import Settings
 from tests.dagster_support import Jobs, with_platform
-from tests.pipeline_support import Pipeline, RawFrame, make_pipeline, trade_frame
+from tests.pipeline_support import Pipeline, RawFrame, trade_frame
 from tests.replay_support import BTC, inverted, land, open_table, rows_of, snapshot_ids
 
 pytestmark = pytest.mark.integration
@@ -27,11 +24,6 @@ pytestmark = pytest.mark.integration
 HOURS = [datetime(2024, 5, 6, hour, 30, tzinfo=UTC) for hour in (6, 7, 8)]
 KEYS = [f"2024-05-06-0{hour}:00" for hour in (6, 7, 8)]
 TRADES_AN_HOUR = 10
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"r{uuid.uuid4().hex[:8]}.")
 
 
 @pytest.fixture

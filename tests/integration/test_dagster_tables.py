@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from assets.bars import BARS_BACKFILL_KEY
-from assets.catalogue import PLATFORM_RESOURCE, table_key
+from assets.catalogue import table_key
 from assets.checks import FRESHNESS
 from orchestration.resources import Platform
 from orchestration.tables import definitions
@@ -21,6 +21,7 @@ from streamforge.contracts import load_contracts
 from streamforge.lakehouse.catalog import ensure_tables, load_table, open_catalog
 from streamforge.settings import Settings
 from tests.bars_support import HOUR, land_trades, market, trade_row
+from tests.dagster_support import failures, with_platform
 from tests.pipeline_support import make_trade
 
 KEY = HOUR.strftime("%Y-%m-%d-%H:%M")
@@ -43,23 +44,11 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def job(platform: Platform, name: str) -> dg.JobDefinition:
-    resources = {PLATFORM_RESOURCE: dg.ResourceDefinition.hardcoded_resource(platform)}
-    merged = dg.Definitions.merge(definitions(platform.contracts), dg.Definitions(resources=resources))
-    return merged.resolve_job_def(name)
+    return with_platform(definitions(platform.contracts), platform.settings, platform.contracts).resolve_job_def(name)
 
 
 def run(platform: Platform, instance: dg.DagsterInstance, name: str, **options: Any) -> dg.ExecuteInProcessResult:
     return job(platform, name).execute_in_process(instance=instance, raise_on_error=False, **options)
-
-
-def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
-    """Return what each failed step says."""
-    found = {}
-    for event in result.filter_events(lambda event: event.is_step_failure):
-        data = event.step_failure_data.user_failure_data
-        assert data is not None, f"{event.step_key}: {event.step_failure_data.error}"
-        found[event.step_key or ""] = data.description or ""
-    return found
 
 
 def checks(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], dg.AssetCheckEvaluation]:
@@ -178,10 +167,7 @@ def test_bars_backfill_with_the_trades_table_missing_says_what_to_do(
 def test_schedules_ask_for_the_hours_that_ended_and_for_the_newest_rows(
     lakehouse: Platform, instance: dg.DagsterInstance
 ) -> None:
-    merged = dg.Definitions.merge(
-        definitions(lakehouse.contracts),
-        dg.Definitions(resources={PLATFORM_RESOURCE: dg.ResourceDefinition.hardcoded_resource(lakehouse)}),
-    )
+    merged = with_platform(definitions(lakehouse.contracts), lakehouse.settings, lakehouse.contracts)
     repository = merged.get_repository_def()
     at = HOUR.replace(minute=20) + timedelta(hours=6)
     with dg.build_schedule_context(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,7 +15,6 @@ from streamforge.events import EventKind
 from streamforge.kafka import producer_config
 from streamforge.log_reader import log_ends, stable_ends
 from streamforge.market.records import Trade
-from streamforge.settings import Settings
 from streamforge.supervision import read_process_states
 from streaming import runner
 from streaming.processors.types import TransactionOptions
@@ -27,7 +24,6 @@ from tests.pipeline_support import (
     RawFrame,
     WorkerThread,
     committed,
-    make_pipeline,
     make_worker,
     produce_raw,
     running,
@@ -37,11 +33,6 @@ from tests.pipeline_support import (
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"f{uuid.uuid4().hex[:8]}.")
 
 
 def feed(pipeline: Pipeline, ids: Iterable[int]) -> None:

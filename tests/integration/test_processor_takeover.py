@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,7 +15,6 @@ from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 from streamforge.events import EventKind
 from streamforge.kafka import admin_client, consumer_config, describe_topics, producer_config, reader_config
 from streamforge.offsets import TopicPartition
-from streamforge.settings import Settings
 from streamforge.supervision import read_process_states
 from streamforge.topics import create_topics
 from streaming.processors.parser import Parser
@@ -28,7 +25,6 @@ from tests.pipeline_support import (
     Pipeline,
     RawFrame,
     WorkerThread,
-    make_pipeline,
     make_worker,
     produce_raw,
     running,
@@ -40,11 +36,6 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.integration
 
 STATE = "[0,0,10]"
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"o{uuid.uuid4().hex[:8]}.")
 
 
 def test_takeover_by_a_new_slot_takes_positions_before_states(

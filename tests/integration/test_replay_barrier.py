@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -15,17 +13,11 @@ from streamforge.lakehouse.replay import ReplayReport, commit_plan, preview, rep
 from streamforge.lakehouse.replay_run import make_plan, write_files
 from streamforge.lakehouse.replay_target import open_target, silent
 from streamforge.offsets import OffsetRange
-from streamforge.settings import Settings
-from tests.pipeline_support import Pipeline, RawFrame, make_pipeline, produce_raw
+from tests.pipeline_support import Pipeline, RawFrame, produce_raw
 from tests.replay_support import BTC, SteppedLine, frames, inverted, land, raw_ranges, rows_of
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.")
 
 
 def look(pipeline: Pipeline, ranges: list[OffsetRange]) -> BarrierState:

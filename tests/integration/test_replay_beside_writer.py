@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from streamforge.lakehouse.commit import KIND_KEY
 from streamforge.lakehouse.replay import replay
-from streamforge.settings import Settings
-from tests.pipeline_support import Pipeline, make_pipeline, produce_raw
+from tests.pipeline_support import Pipeline, produce_raw
 from tests.replay_support import (
     BTC,
     ETH,
@@ -31,11 +28,6 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.integration
 LARGE = 8_000
 REPLAYS = 10
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.")
 
 
 def test_ten_replays_of_a_large_range_beside_commits_all_land_and_nothing_is_lost_or_doubled(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -19,7 +17,7 @@ from streamforge.lakehouse.verify import verify_tables
 from streamforge.market.dedupe import MAX_INTERVALS, SeenIds
 from streamforge.market.parsing import parse_records
 from streamforge.settings import Settings
-from tests.pipeline_support import Pipeline, RawFrame, environment, make_pipeline, produce_raw, trade_frame
+from tests.pipeline_support import Pipeline, RawFrame, environment, produce_raw, trade_frame
 from tests.replay_support import (
     BTC,
     SteppedLine,
@@ -36,11 +34,6 @@ from tests.replay_support import (
 )
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.")
 
 
 def ids_of(pipeline: Pipeline) -> list[int]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import uuid
-from pathlib import Path
 
 import pytest
 
 from streamforge.lakehouse.replay import REPLAY_STEPS, replay
-from streamforge.settings import Settings
-from tests.pipeline_support import Pipeline, environment, make_pipeline
+from tests.pipeline_support import Pipeline, environment
 from tests.replay_support import (
     BTC,
     frames,
@@ -26,11 +23,6 @@ from tests.replay_support import (
 )
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.")
 
 
 def run(pipeline: Pipeline, offsets: str, *, kill_at: str) -> subprocess.CompletedProcess[str]:

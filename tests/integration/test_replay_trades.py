@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from pathlib import Path
-
 import pytest
 from confluent_kafka import Producer
 from pyiceberg.table import Table
@@ -16,8 +13,7 @@ from streamforge.lakehouse.commit import KIND_KEY
 from streamforge.lakehouse.replay import KIND, REPLAY_EPOCH_KEY, preview, replay
 from streamforge.lakehouse.replay_plan import SOURCE_COLUMNS
 from streamforge.market.records import RAW_HEADERS
-from streamforge.settings import Settings
-from tests.pipeline_support import Pipeline, RawFrame, make_pipeline
+from tests.pipeline_support import Pipeline, RawFrame
 from tests.replay_support import (
     BTC,
     ETH,
@@ -37,11 +33,6 @@ from tests.replay_support import (
 )
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.")
 
 
 def test_replay_after_a_parser_bug_changes_exactly_the_wrong_rows_of_the_range(pipeline: Pipeline) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import signal
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from streamforge.log_reader import log_ends
 from streamforge.market.records import Trade
 from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
-from streamforge.settings import Settings
 from streamforge.supervision import read_process_states, send_command, wait_for_answer
 from streaming.runner import RunnerOptions, run_worker
 from tests.pipeline_support import (
@@ -30,7 +28,6 @@ from tests.pipeline_support import (
     WorkerThread,
     committed,
     dead_letters,
-    make_pipeline,
     make_trade,
     make_worker,
     process,
@@ -43,11 +40,6 @@ from tests.pipeline_support import (
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"r{uuid.uuid4().hex[:8]}.")
 
 
 def frames(ids: Iterable[int]) -> list[RawFrame]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from streamforge.events import CommandKind, ProcessEvent, ProcessState
 from streamforge.kafka import admin_client
-from streamforge.settings import Settings
 from streamforge.supervision import read_process_states, send_command, wait_for_answer
 from tests.pipeline_support import (
     INSTRUMENTS,
@@ -20,7 +18,6 @@ from tests.pipeline_support import (
     Process,
     RawFrame,
     WorkerThread,
-    make_pipeline,
     make_worker,
     process,
     produce_raw,
@@ -31,11 +28,6 @@ from tests.pipeline_support import (
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"s{uuid.uuid4().hex[:8]}.")
 
 
 def produce(pipeline: Pipeline, ids: range) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,10 +17,9 @@ from streamforge.lakehouse.replay_plan import Plan
 from streamforge.market.parsing import Parsed, ParserState
 from streamforge.market.records import RawRecord
 from streamforge.offsets import OffsetRange
-from streamforge.settings import Settings
 from streamforge.spark.replay import SPARK_FROM_RECORDS, EngineChoice, SparkEngine, choose_engine
 from streamforge.spark.session import spark_session
-from tests.pipeline_support import Pipeline, RawFrame, make_pipeline, produce_raw
+from tests.pipeline_support import Pipeline, RawFrame, produce_raw
 from tests.replay_support import (
     BTC,
     SteppedLine,
@@ -46,11 +43,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 XRP = "XRP-USDT.SIM"
 BTC_PARTITION = 1  # XRP lies in the other one
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.")
 
 
 @pytest.fixture

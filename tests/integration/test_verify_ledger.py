@@ -15,18 +15,12 @@ from streamforge.kafka import producer_config
 from streamforge.lakehouse.verify_ledger import LedgerComparison, RawChannel, verify_ledger
 from streamforge.ledger import Fate, LedgerWriter
 from streamforge.market.records import GapKind, MarketGap
-from streamforge.settings import Settings
 from streaming.loaders.binance import trade_ids
-from tests.pipeline_support import Pipeline, make_pipeline, produce_raw
+from tests.pipeline_support import Pipeline, produce_raw
 from tests.replay_support import BTC, ETH, frames
 
 pytestmark = pytest.mark.integration
 CHANNELS = {"trade": RawChannel("raw-trades", trade_ids)}
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.")
 
 
 def _sent(folder: Path, symbol: str, ids: Iterable[int], fate: Fate = Fate.SENT, channel: str = "trade") -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,8 +23,7 @@ from streamforge.lakehouse.replay import replay
 from streamforge.lakehouse.verify import Comparison, verify_tables
 from streamforge.log_reader import log_ends
 from streamforge.market.records import RAW_HEADERS
-from streamforge.settings import Settings
-from tests.pipeline_support import Pipeline, RawFrame, environment, make_pipeline, produce_raw
+from tests.pipeline_support import Pipeline, RawFrame, environment, produce_raw
 from tests.replay_support import (
     BTC,
     ETH,
@@ -43,11 +40,6 @@ from tests.replay_support import (
 
 pytestmark = pytest.mark.integration
 COUNT = 40
-
-
-@pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
-    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.")
 
 
 def _both(ids: range = range(COUNT // 2)) -> list[RawFrame]:
