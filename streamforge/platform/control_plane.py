@@ -167,9 +167,11 @@ def with_dagster(plan: PlatformPlan, *, remember: bool) -> PlatformPlan:
     ]
     webserver = _process(files, WEBSERVER, ["dagster_webserver", *workspace, *served], {UI: ports.numbers[WEBSERVER]})
     daemon = _process(files, DAEMON, ["dagster._daemon", "run", *workspace], {})
+    # A location that does not answer when the webserver asks first stays an error until a person reloads it.
+    last = [replace(each, starts_after=tuple(item.process_name for item in locations)) for each in (webserver, daemon)]
     return replace(
         plan,
-        processes=[*plan.processes, *servers, webserver, daemon],
+        processes=[*plan.processes, *servers, *last],
         notes=[*plan.notes, *ports.notes()],
     )
 

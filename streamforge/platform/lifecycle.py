@@ -260,13 +260,23 @@ def _start(
     _wait_for_broker(settings, files, client, plan)
     tell("creating topics from the contracts")
     create_topics(settings, load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix))
-    for process in plan.processes:
-        if process.name != BROKER and not process.is_on_demand:
+    waited_for = set()
+
+    def wait_for(process: ProcessPlan) -> None:
+        if process.ports and process.name not in waited_for:
+            _wait_until_ready(files, client, process, tell)
+            waited_for.add(process.name)
+
+    at_once = [process for process in plan.processes if not process.is_on_demand]
+    for process in at_once:
+        if process.name != BROKER:
+            for each in at_once:
+                if each.name in process.starts_after:
+                    wait_for(each)
             tell(f"starting {process.name}")
             client.start(process.name)
-    for process in plan.processes:
-        if process.ports and not process.is_on_demand:
-            _wait_until_ready(files, client, process, tell)
+    for process in at_once:
+        wait_for(process)
 
 
 def _spawn_supervisor(settings: Settings, files: PlatformFiles, *, detach: bool) -> None:

@@ -46,6 +46,7 @@ class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
         stop_deadline_s: seconds from SIGTERM to SIGKILL.
         is_on_demand: it is not started with the others, but when somebody asks the supervisor for it.
         stops_children: SIGTERM goes to the processes that it has started too.
+        starts_after: names of what must be ready before it is started with the others.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
     stop_deadline_s: int = 30
     is_on_demand: bool = False
     stops_children: bool = False
+    starts_after: tuple[str, ...] = ()
 
     @property
     def ready_url(self) -> str | None:

@@ -25,32 +25,31 @@ from tests.conftest import MakeTopics
 from tests.dagster_support import failures, with_platform
 from tests.pipeline_support import Pipeline
 from tests.replay_support import land_direct
-from tests.waiting import wait_until
 from tests.writer_support import produce
 from tests.writer_support import trades as trade_values
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torch_geometric", "pyspark", "mlflow", "lightgbm", "sklearn")
-LOAD_S = 5.0
+# What Dagster and the catalog cost by themselves; a location may cost as much again.
+LIBRARIES = "import dagster, pyiceberg.catalog.sql, pyiceberg.io.pyarrow"
+MOST_OF_LIBRARIES = 2.0
 
 
 def test_code_location_lakehouse_loads_in_time_without_heavy_libraries() -> None:
-    code = (
-        "import sys, time, orchestration.lakehouse as location\n"
-        "location.defs.get_repository_def()\n"
-        f"print(time.process_time(), *sorted(set(sys.modules) & set({HEAVY!r})))"
-    )
+    # A ratio, because a second of processor time is longer on a busy machine. benchmarks/code_locations.py has seconds.
+    location = "import orchestration.lakehouse as location; location.defs.get_repository_def()"
     found: set[str] = set()
 
-    def loads_in_time() -> bool:
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    def processor_s(code: str) -> float:
+        ask = f"import sys, time; {code}; print(time.process_time(), *sorted(set(sys.modules) & set({HEAVY!r})))"
+        done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         spent_s, *heavy = done.stdout.split()
         found.update(heavy)
-        return float(spent_s) < LOAD_S
+        return float(spent_s)
 
-    # Its own processor time, and the best of some: a busy machine counts against it otherwise.
-    wait_until(loads_in_time, what=f"lakehouse loads within {LOAD_S} s", timeout_s=120)
+    ratio = min(processor_s(location) / processor_s(LIBRARIES) for _ in range(3))
+    assert ratio < MOST_OF_LIBRARIES
     assert not found
 
 

@@ -12,13 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from streamforge.errors import ProcessError
 from streamforge.platform.launch import pid_file
@@ -69,12 +71,14 @@ class Running:
     process: subprocess.Popen[str]
     names: list[str]
 
-    def read_until(self, text: str) -> None:
-        """Read what it says up to a line with `text`."""
+    def read_until(self, text: str) -> list[str]:
+        """Return what it says up to a line with `text`."""
         assert self.process.stdout is not None
+        said = []
         for line in self.process.stdout:
+            said.append(line.strip())
             if text in line:
-                return
+                return said
         pytest.fail(f"ended with {self.process.wait()} before saying {text!r}")
 
     def alive(self) -> dict[str, psutil.Process]:
@@ -103,10 +107,18 @@ class Start:
         self._started: list[subprocess.Popen[str]] = []
 
     def __call__(
-        self, programs: dict[str, str], *, ports: dict[str, int] | None = None, detach: bool = False
+        self,
+        programs: dict[str, str],
+        *,
+        ports: dict[str, int] | None = None,
+        after: dict[str, str] | None = None,
+        detach: bool = False,
     ) -> Running:
-        """Start a platform of `programs` (name to Python code), ended in that order."""
-        plan = self.plan(programs, ports=ports or {})
+        """Start a platform of `programs` (name to Python code), ended in that order.
+
+        `after` names what must be ready before a program is started.
+        """
+        plan = self.plan(programs, ports=ports or {}, after=after or {})
         path = self._folder / "plan.json"
         path.write_bytes(msgspec.json.encode(plan))
         process = subprocess.Popen(
@@ -119,9 +131,14 @@ class Start:
         self._started.append(process)
         return Running(self.files, process, list(programs))
 
-    def plan(self, programs: dict[str, str], *, ports: dict[str, int]) -> PlatformPlan:
+    def plan(
+        self, programs: dict[str, str], *, ports: dict[str, int], after: Mapping[str, str] = MappingProxyType({})
+    ) -> PlatformPlan:
         """Return a platform of `programs`."""
-        processes = [self._process(name, code, rank, ports) for rank, (name, code) in enumerate(programs.items())]
+        processes = [
+            replace(self._process(name, code, rank, ports), starts_after=(after[name],) if name in after else ())
+            for rank, (name, code) in enumerate(programs.items())
+        ]
         return PlatformPlan(home=str(self.settings.home_path), processes=processes, notes=[])
 
     def close(self) -> None:
@@ -218,6 +235,17 @@ def test_process_that_ends_during_the_start_stops_the_rest_and_shows_its_log(sta
     assert "wrong ended with exit code 2" in out
     assert "STREAMFORGE_X is wrong" in out
     assert running.alive() == {}
+
+
+def test_process_is_started_when_what_it_needs_is_ready(start: Start) -> None:
+    port = choose_free_port()
+    asks = f"import signal, socket; socket.create_connection(('127.0.0.1', {port})); signal.pause()"
+    running = start(
+        {"server": _SERVER.format(port=port), "asks": asks}, ports={"server": port}, after={"asks": "server"}
+    )
+    said = running.read_until("READY")
+    assert said.index("server is ready") < said.index("starting asks")
+    assert running.wait_all_alive().keys() == {"server", "asks", "supervisord"}
 
 
 def test_port_taken_between_plan_and_start_is_chosen_again(start: Start) -> None:

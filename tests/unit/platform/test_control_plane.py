@@ -32,6 +32,9 @@ def test_plan_has_a_code_server_for_each_location_then_webserver_and_daemon(plan
     names = [item.name for item in found.processes]
     assert names == [*(item.process_name for item in code_locations()), WEBSERVER, DAEMON]
     assert "lakehouse" in {item.name for item in code_locations()}
+    assert {item.name: item.starts_after for item in found.processes if item.starts_after} == {
+        name: tuple(names[:-2]) for name in (WEBSERVER, DAEMON)
+    }
     ports = [port for item in found.processes for port in item.ports.values()]
     assert len(set(ports)) == len(ports) == len(names) - 1
     assert found.ui_url == f"http://127.0.0.1:{found.processes[-2].ports['ui']}"
