@@ -114,6 +114,25 @@ def read_range(
         consumer.close()
 
 
+def read_records_at(
+    settings: Settings, places: Iterable[tuple[TopicPartition, int]], *, timeout_s: float = 60.0
+) -> dict[tuple[TopicPartition, int], Message]:
+    """Return the committed record at each offset; an offset that the log does not hold is left out.
+
+    Raises:
+        RetryableSourceError: the broker does not answer.
+    """
+    wanted = set(places)
+    partitions = {item for item, _ in wanted}
+    starts, ends = log_starts(settings, partitions), stable_ends(settings, partitions)
+    found: dict[tuple[TopicPartition, int], Message] = {}
+    for item, offset in sorted(wanted):
+        if starts[item] <= offset < ends[item]:
+            for messages in read_range(settings, {item: offset}, {item: offset + 1}, timeout_s=timeout_s):
+                found[item, offset] = messages[0]
+    return found
+
+
 def _is_end(message: Message) -> bool:
     error = message.error()
     return error is not None and error.code() == KafkaError._PARTITION_EOF  # noqa: SLF001 - librdkafka's own name

@@ -6,6 +6,7 @@ that agrees in both is ever signalled.
 
 from __future__ import annotations
 
+import getpass
 import os
 import random
 import socket
@@ -224,6 +225,15 @@ def spawn_detached(command: list[str], *, out: Path, environment: Mapping[str, s
         setsid=True,
     )
     return psutil.Process(pid)
+
+
+def user_at_host() -> str:
+    """Return who runs this process, for records of what a person did: `user@host`."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name; which of the two depends on Python's version
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def last_lines(path: Path, count: int = 15) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ from streamforge.lakehouse.rows import RowDecoder, finish_rows
 from streamforge.lakehouse.trades_window import latest_events, trades_between, within
 from streamforge.market.bars import INTERVAL_NS, BarRules, bars_of, latest_revision
 from streamforge.market.records import Bar
+from streamforge.processes import user_at_host
 from streamforge.settings import Settings
 from streamforge.times import iso_text, to_ns
 
@@ -260,7 +261,12 @@ def commit_bars(table: Table, plan: BarsPlan, files: Sequence[DataFile], commit_
         "end": iso_text(plan.window.end_ns),
         "trades_snapshot_id": plan.trades_snapshot_id,
     }
-    summary = {commit.KIND_KEY: KIND, commit.COMMIT_ID_KEY: commit_id, WINDOW_KEY: json.dumps(window)}
+    summary = {
+        commit.KIND_KEY: KIND,
+        commit.COMMIT_ID_KEY: commit_id,
+        commit.OWNER_KEY: user_at_host(),
+        WINDOW_KEY: json.dumps(window),
+    }
     return commit.commit_snapshot(table, decide=decide, added=files, summary=summary, steps="backfill.commit")
 
 

@@ -68,6 +68,7 @@ _LONGEST_WAIT_S = 2.0
 COMMIT_ID_KEY = "streamforge.commit-id"
 RANGES_KEY = "streamforge.source-ranges"
 KIND_KEY = "streamforge.kind"
+OWNER_KEY = "streamforge.owner"
 
 
 class PositionsMovedError(CommitConflictError):
@@ -247,7 +248,7 @@ def claim(
         _raise_unless_clear(view, check_unclaimed(loaded, view.state, identity.topic, log_starts), identity)
         return claim_properties(view.state, owner=owner, identity=identity, log_starts=log_starts)
 
-    summary = {KIND_KEY: "claim", "streamforge.owner": owner}
+    summary = {KIND_KEY: "claim", OWNER_KEY: owner}
     committed = commit_snapshot(table, decide=decide, summary=summary, deadline_s=deadline_s, steps=steps)
     view = view_of(committed.table)
     epoch = view.state.epoch_of(identity.topic)
@@ -445,6 +446,7 @@ __all__ = [
     "COMMIT_DEADLINE_S",
     "COMMIT_ID_KEY",
     "KIND_KEY",
+    "OWNER_KEY",
     "RANGES_KEY",
     "Claim",
     "ClaimedMeanwhileError",

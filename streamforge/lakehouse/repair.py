@@ -371,7 +371,7 @@ def _changed(table: str) -> CommitConflictError:
 
 
 def _summary(kind: str, owner: str) -> dict[str, str]:
-    return {commit.KIND_KEY: kind, "streamforge.owner": owner}
+    return {commit.KIND_KEY: kind, commit.OWNER_KEY: owner}
 
 
 def _owner(settings: Settings, kind: str) -> str:

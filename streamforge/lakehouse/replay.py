@@ -42,6 +42,7 @@ from streamforge.lakehouse.replay_run import IN_PROCESS, REPLAY_EPOCH_KEY, Engin
 from streamforge.lakehouse.replay_target import Progress, Target, files_since, open_target, read_file, silent
 from streamforge.market.parsing import TOO_OLD_TO_DEDUPE
 from streamforge.offsets import OffsetRange
+from streamforge.processes import user_at_host
 from streamforge.settings import Settings
 
 REPLAY_STEPS = (
@@ -290,6 +291,7 @@ def _summary(plan: Plan, commit_id: str) -> dict[str, str]:
     return {
         commit.KIND_KEY: KIND,
         commit.COMMIT_ID_KEY: commit_id,
+        commit.OWNER_KEY: user_at_host(),
         REPLAYED_RANGES_KEY: json.dumps(source, separators=(",", ":")),
     }
 

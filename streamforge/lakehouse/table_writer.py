@@ -206,6 +206,7 @@ class TableWriter:
         return {
             commit.KIND_KEY: "write",
             commit.COMMIT_ID_KEY: commit_id,
+            commit.OWNER_KEY: self._owner,
             commit.RANGES_KEY: json.dumps({str(self._epoch): ranges}, separators=(",", ":")),
             **time_summary(rows),
         }
