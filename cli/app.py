@@ -30,6 +30,8 @@ COMMANDS = (
     LazyCommand(
         "backfill", "cli.backfill:app", "Build bars of a past window again from the trades and mend the table."
     ),
+    LazyCommand("dlq", "cli.dlq:app", "List, show, redrive and discard dead letters."),
+    LazyCommand("trace", "cli.trace:trace", "Show where rows came from, byte for byte, and when they passed each hop."),
     LazyCommand("sql", "cli.sql:sql", "Ask the tables with SQL, offline."),
     LazyCommand("dbt", "cli.dbt:app", "Run dbt on the tables: the marts, their tests and docs."),
 )

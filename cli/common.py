@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, ParamSpec
 
@@ -17,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from streamforge.dead_letters import readable
 from streamforge.errors import StreamForgeError
 from streamforge.logs import configure as configure_logs
 from streamforge.settings import load_settings
@@ -61,6 +63,14 @@ def emit(result: Mapping[str, Any], output: Output, render: Callable[[], Any]) -
         sys.stdout.flush()
         return
     console.print(render())
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a row as JSON can hold it: decimals as plain text, bytes as text or base64."""
+    if isinstance(value, Decimal):
+        text = format(value, "f")
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return readable(value)[0] if isinstance(value, bytes) else value
 
 
 def command(function: Callable[P, int | None]) -> Callable[P, None]:

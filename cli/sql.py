@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cli.common import Output, OutputOption, command, emit
+from cli.common import Output, OutputOption, command, emit, plain
 from streamforge.contracts import load_contracts
 from streamforge.lakehouse.query import Answer, QueryTable, ask, list_tables
 from streamforge.settings import load_settings
@@ -41,22 +39,9 @@ def sql(
         emit({"tables": [_as_dict(item) for item in tables]}, output, lambda: _render_tables(tables))
         return
     answer = ask(settings, contracts, query, limit_rows=limit)
-    rows = [dict(zip(answer.columns, map(_plain, row), strict=True)) for row in answer.rows]
+    rows = [dict(zip(answer.columns, map(plain, row), strict=True)) for row in answer.rows]
     result = {"columns": list(answer.columns), "rows": rows, "is_cut": answer.is_cut}
     emit(result, output, lambda: _render_answer(answer, limit))
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: decimals as plain text, bytes as text or base64."""
-    if isinstance(value, Decimal):
-        text = format(value, "f")
-        return text.rstrip("0").rstrip(".") if "." in text else text
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return base64.b64encode(value).decode()
-    return value
 
 
 def _as_dict(table: QueryTable) -> dict[str, Any]:
@@ -84,7 +69,7 @@ def _render_answer(answer: Answer, limit: int) -> Any:
     for name in answer.columns:
         shown.add_column(Text(name))
     for row in answer.rows:
-        shown.add_row(*(Text("" if value is None else str(_plain(value))) for value in row))
+        shown.add_row(*(Text("" if value is None else str(plain(value))) for value in row))
     if answer.is_cut:
         return Group(shown, Text(f"there are more rows: only the first {limit} are shown (--limit)"))
     return shown

@@ -32,7 +32,6 @@ def make_dead_letter(
     headers: Headers,
 ) -> DeadLetter:
     """Return the dead letter of one record; header values are decoded with replacement."""
-    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
     return DeadLetter(
         topic=topic,
         topic_id=topic_id,
@@ -46,7 +45,7 @@ def make_dead_letter(
         ts_ns=ts_ns,
         key_base64=None if key is None else base64.b64encode(key).decode(),
         payload_base64=base64.b64encode(payload).decode(),
-        headers={name: _text(value) for name, value in pairs},
+        headers=header_texts(headers),
     )
 
 
@@ -66,6 +65,22 @@ def encode_dead_letter(letter: DeadLetter, *, max_bytes: int) -> tuple[bytes, by
     room = max_bytes - len(key) - len(_ENCODER.encode(bare)) - _SPARE_BYTES
     kept = letter.payload_base64[: max(0, room) // 4 * 4]
     return key, _ENCODER.encode(msgspec.structs.replace(bare, payload_base64=kept))
+
+
+def header_texts(headers: Headers) -> dict[str, str]:
+    """Return a record's headers as text, decoded with replacement."""
+    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+    return {name: _text(value) for name, value in pairs}
+
+
+def readable(data: str | bytes) -> tuple[str, str]:
+    """Return bytes as a person can read them, and how: `utf-8`, or `base64` where they are no such text."""
+    if isinstance(data, str):
+        return data, "utf-8"
+    try:
+        return data.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return base64.b64encode(data).decode(), "base64"
 
 
 def _text(value: str | bytes | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 
 import stamina
@@ -12,7 +12,7 @@ from confluent_kafka import TopicPartition as KafkaTopicPartition
 from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo, OffsetSpec  # type: ignore[attr-defined]
 
 from streamforge.errors import RetentionGapError, RetryableSourceError
-from streamforge.kafka import REQUEST_TIMEOUT_S, admin_client, reader_config
+from streamforge.kafka import REQUEST_TIMEOUT_S, admin_client, describe_topics, reader_config
 from streamforge.offsets import TopicPartition
 from streamforge.settings import Settings
 
@@ -20,6 +20,9 @@ _BATCH_RECORDS = 5_000
 _POLL_S = 0.2
 _LEADER_TIMEOUT_S = 15.0
 _LEADER_CODES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
+
+Progress = Callable[[str, int, int], None]
+"""Hears what is read, how far, and of how much."""
 
 
 def log_starts(settings: Settings, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
@@ -112,6 +115,24 @@ def read_range(
                 raise RetryableSourceError(msg)
     finally:
         consumer.close()
+
+
+def read_topics(
+    settings: Settings, topics: Iterable[str], *, progress: Progress = lambda *_: None
+) -> Iterator[Message]:
+    """Yield every committed record of whole topics, as far as they go now; a topic that does not exist has none.
+
+    Raises:
+        RetryableSourceError: the broker does not answer.
+    """
+    known = describe_topics(admin_client(settings), topics)
+    partitions = [TopicPartition(name, number) for name, each in known.items() for number in range(each.partitions)]
+    starts, ends = log_starts(settings, partitions), log_ends(settings, partitions)
+    done, total = 0, sum(ends[item] - starts[item] for item in partitions)
+    for messages in read_range(settings, starts, ends):
+        yield from messages
+        done += len(messages)
+        progress(f"records of {len(known)} topics", done, total)
 
 
 def read_records_at(

@@ -58,7 +58,8 @@ def test_every_command_loads_and_has_help(command: object) -> None:
 
 READ_ONLY = {
     "status", "doctor", "broker status", "topics list", "topics describe", "contracts lint", "contracts diff",
-    "contracts show", "verify", "sql",
+    "contracts show", "verify", "sql", "trace",
+    "dlq list", "dlq show",
 }  # fmt: skip
 OTHERS_OUTPUT = {"broker run", "dbt"}
 """Kafka's own and dbt's: the process becomes the other program, or its arguments are passed on."""

@@ -11,6 +11,7 @@ from confluent_kafka import Message
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.errors import DecodeError
 from streamforge.events import Command, ProcessEvent
+from streamforge.letter_decisions import LetterDecision
 from streamforge.market.records import Bar, DeadLetter, MarketGap, Prediction, Trade, VenueBar, raw_record
 from streamforge.settings import Settings
 from streaming.processors.types import ChangelogRecord
@@ -26,6 +27,7 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     "bars-changelog": ChangelogRecord,
     "history-parser-changelog": ChangelogRecord,
     "inference-changelog": ChangelogRecord,
+    "letter-decisions": LetterDecision,
     "queue-events": ProcessEvent,
     "queue-control": Command,
 }
