@@ -13,7 +13,16 @@ from rich.text import Text
 
 from cli.common import DryRunOption, Output, OutputOption, command, emit
 from streamforge.contracts import load_contracts
-from streamforge.lakehouse.repair import KnownBy, PartitionRepair, Rebind, Reconcile, gap_text
+from streamforge.lakehouse.pipeline_gaps import accept_passed_gaps
+from streamforge.lakehouse.repair import (
+    RECONCILE,
+    KnownBy,
+    PartitionRepair,
+    Rebind,
+    Reconcile,
+    gap_text,
+    repair_owner,
+)
 from streamforge.lakehouse.repair import rebind as rebind_table
 from streamforge.lakehouse.repair import reconcile as reconcile_table
 from streamforge.settings import load_settings
@@ -48,7 +57,11 @@ def reconcile(
     table: TableArgument,
     *,
     accept_retention_gap: Annotated[
-        bool, typer.Option("--accept-retention-gap", help="Give up missing offsets that Kafka no longer has.")
+        bool,
+        typer.Option(
+            "--accept-retention-gap",
+            help="Give up what Kafka no longer has, and accept the table's open gaps that it has passed.",
+        ),
     ] = False,
     dry_run: DryRunOption = False,
     output: OutputOption = Output.TEXT,
@@ -64,6 +77,9 @@ def reconcile(
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
     plan = reconcile_table(settings, contracts, table, accept_retention_gap=accept_retention_gap, dry_run=dry_run)
     refused = plan is not None and bool(plan.gaps) and not accept_retention_gap
+    accepts = accept_retention_gap and not dry_run
+    by = repair_owner(settings, RECONCILE)
+    accepted = [str(gap) for gap in accept_passed_gaps(settings, contracts, table, accepted_by=by)] if accepts else []
     result: dict[str, Any] = {
         "table": table,
         "dry_run": dry_run,
@@ -72,8 +88,10 @@ def reconcile(
         "refused": gap_text(plan) if plan is not None and refused else None,
         "partitions": [] if plan is None else [item.as_dict() for item in plan.partitions],
         "rows_without_source": 0 if plan is None else plan.rows_without_source,
+        "accepted_gaps": accepted,
     }
-    emit(result, output, lambda: _render_reconcile(table, plan, dry_run=dry_run, refused=refused))
+    notes = [Text(f"accepted: {each}") for each in accepted]
+    emit(result, output, lambda: Group(_render_reconcile(table, plan, dry_run=dry_run, refused=refused), *notes))
     return 1 if refused else 0
 
 

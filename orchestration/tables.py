@@ -8,6 +8,7 @@ import dagster as dg
 from assets.bars import BARS_BACKFILL_KEY, bars_backfill
 from assets.catalogue import observable_streams_and_tables
 from assets.checks import NEWEST_HOURS, table_checks
+from assets.gaps import retention_gap_checks
 from streamforge.contracts import Contracts
 
 HOURLY = dg.HourlyPartitionsDefinition(start_date="2024-01-01-00:00", timezone="UTC", end_offset=1)
@@ -38,15 +39,17 @@ def definitions(contracts: Contracts) -> dg.Definitions:
         f"schedule asks for the last {_MENDED_HOURS} hours; start a backfill for older ones.",
     )
     checks = table_checks(contracts)
+    gaps = retention_gap_checks(contracts)
     quality = dg.define_asset_job(
         "quality",
-        selection=dg.AssetSelection.checks(*checks),
-        description="Check every table against the quality rules of its contract, and how fresh each instrument is.",
+        selection=dg.AssetSelection.checks(*checks, gaps),
+        description="Check every table against the quality rules of its contract, how fresh each instrument is, and "
+        "whether Kafka's retention was faster than us.",
     )
     newest = {"ops": {item.node_def.name: {"config": {NEWEST_HOURS: _CHECKED_HOURS}} for item in checks}}
     return dg.Definitions(
         assets=[observed, bars_backfill(contracts, HOURLY)],
-        asset_checks=checks,
+        asset_checks=[*checks, gaps],
         jobs=[observe, mend_bars, quality],
         schedules=[
             dg.ScheduleDefinition(

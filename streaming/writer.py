@@ -30,23 +30,25 @@ from streamforge.errors import (
     CommitError,
     ConfigurationError,
     PermanentSourceError,
-    RetentionGapError,
     RetryableSourceError,
 )
 from streamforge.kafka import admin_client, describe_topics, producer_config
-from streamforge.lakehouse.catalog import ensure_table, open_catalog, probe_compare_and_set
+from streamforge.lakehouse.catalog import ensure_table, open_catalog, probe_compare_and_set, table_identifier
 from streamforge.lakehouse.commit import ClaimedMeanwhileError, PositionsMovedError, view_of
 from streamforge.lakehouse.freshness import EVENT_COLUMN, RECEIVE_COLUMN, LatencyHistogram
 from streamforge.lakehouse.maintenance import Maintenance
+from streamforge.lakehouse.pipeline_gaps import LEDGER_ID
 from streamforge.lakehouse.protocol import SourceIdentity
 from streamforge.lakehouse.rows import Refused
 from streamforge.lakehouse.table_writer import Landed, TableWriter
 from streamforge.log_reader import log_starts
 from streamforge.metrics import ProcessMetrics
-from streamforge.offsets import TopicPartition
+from streamforge.offsets import OffsetRange, TopicPartition
+from streamforge.retention_gaps import ConsumerKind
 from streamforge.settings import Settings
 from streamforge.supervision import ProcessIdentity, topic_of
 from streaming.kafka_errors import is_fenced, kafka_error
+from streaming.retention import Retention
 from streaming.runner import Fetched
 
 KIND = "writer"
@@ -134,6 +136,7 @@ class WriterWorker:
         self.freshness = {EVENT_COLUMN: LatencyHistogram(), RECEIVE_COLUMN: LatencyHistogram()}
         self._writers: dict[str, TableWriter] = {}
         self._identities: dict[str, SourceIdentity] = {}
+        self._retention = {topic: self._retention_of(topic) for topic in self.topics}
         self._maintenance: Maintenance | None = None
         self._commits: dict[str, int] = {}
         self._consumer: Consumer | None = None
@@ -159,6 +162,7 @@ class WriterWorker:
             self._writers[topic] = TableWriter(
                 contract, table, owner=self.owner, deadline_s=self._settings.writer_commit_deadline_s
             )
+        ensure_table(catalog, self._settings, self._contracts[LEDGER_ID])
         ledger = ensure_table(catalog, self._settings, self._contracts["commits"])
         self._maintenance = Maintenance(
             ledger, self._contracts["commits"], retained=self._settings.writer_retained_snapshots
@@ -191,11 +195,8 @@ class WriterWorker:
         positions: dict[str, dict[int, int]] = {}
         for item, position in fetched.positions.items():
             positions.setdefault(item.topic, {})[item.partition] = position
-        messages: dict[str, Sequence[Message]] = dict.fromkeys(positions, fetched.messages)
-        if len(positions) > 1:
-            messages = {topic: [item for item in fetched.messages if item.topic() == topic] for topic in positions}
-        for topic, moved in positions.items():
-            for refused in self._writers[topic].take(messages[topic], moved):
+        for topic, messages in fetched.by_topic().items():
+            for refused in self._writers[topic].take(messages, positions[topic]):
                 self._refuse(topic, refused)
         if self._since_s is None:
             self._since_s = self._monotonic_s()
@@ -273,10 +274,14 @@ class WriterWorker:
         offsets: dict[TopicPartition, int] = {}
         for topic in topics:
             self._identities[topic] = live[topic]
+            writer = self._writers[topic]
             first = {item.partition: starts[item] for item in partitions if item.topic == topic}
-            for partition, next_offset in self._writers[topic].claim(live[topic], first).items():
-                item = TopicPartition(topic, partition)
-                offsets[item] = self._within_log(item, next_offset, first[partition])
+            never_had = {partition: start for partition, start in first.items() if partition not in known[topic]}
+            self._retention[topic].never_had(
+                never_had, topic_id=live[topic].topic_id, source_epoch=writer.epoch_of(topic)
+            )
+            claimed = self._pass_over(topic, writer.claim(live[topic], first), first)
+            offsets |= {TopicPartition(topic, partition): offset for partition, offset in claimed.items()}
         return offsets
 
     def _confirm_assignment(self, next_offsets: Mapping[TopicPartition, int]) -> None:
@@ -315,31 +320,19 @@ class WriterWorker:
 
     # Positions
 
-    def _within_log(self, item: TopicPartition, next_offset: int, log_start: int) -> int:
-        """Return where to start; refuse a `next_offset` that Kafka no longer has."""
-        if next_offset >= log_start:
-            return next_offset
-        topic = topic_of(self._contracts, self._by_topic[item.topic].id)
-        known = (
-            "commit markers and aborted records among them, so how many records they held can no longer be known"
-            if topic.transactional
-            else f"so {log_start - next_offset} records were removed before they were landed"
-        )
-        msg = (
-            f"{item}: the table's next_offset is {next_offset}, Kafka's log starts at {log_start}: offsets "
-            f"[{next_offset},{log_start}) were removed by retention, {known}"
-        )
-        if not self._settings.writer_accept_retention_gap:
-            msg += (
-                ". Nothing brings them back into this topic. To go on at the log start without them, set "
-                "STREAMFORGE_WRITER_ACCEPT_RETENTION_GAP=true; if the table is made from a raw topic that still has "
-                "them, `streamforge replay` then lands their rows"
-            )
-            raise RetentionGapError(msg)
-        self._log.warning("retention gap accepted", detail=msg)
-        self._metrics.retention_gap(item.topic, log_start - next_offset)
-        self._writers[item.topic].skip_to(item.partition, log_start)
-        return log_start
+    def _pass_over(self, topic: str, next_offsets: Mapping[int, int], log_starts: Mapping[int, int]) -> dict[int, int]:
+        """Return where to start: at `next_offset`, or at the log start where a gap between them is accepted."""
+        removed = [
+            OffsetRange(topic, partition, next_offset, log_starts[partition])
+            for partition, next_offset in sorted(next_offsets.items())
+            if next_offset < log_starts[partition]
+        ]
+        writer = self._writers[topic]
+        topic_id, epoch = self._identities[topic].topic_id, writer.epoch_of(topic)
+        self._retention[topic].pass_over(removed, self._metrics, topic_id=topic_id, source_epoch=epoch)
+        for gap in removed:
+            writer.skip_to(gap.partition, gap.end)
+        return {**next_offsets, **{gap.partition: gap.end for gap in removed}}
 
     def _go_back(self, topic: str, writer: TableWriter, error: PositionsMovedError) -> None:
         self._metrics.conflict()
@@ -410,6 +403,21 @@ class WriterWorker:
         self._letters = 0
 
     # Small things
+
+    def _retention_of(self, topic: str) -> Retention:
+        contract, settings = self._by_topic[topic], self._settings
+        return Retention(
+            settings,
+            self._contracts,
+            ConsumerKind.TABLE,
+            ".".join(table_identifier(settings, contract)),
+            topic_of(self._contracts, contract.id),
+            who=self.owner,
+            accepts=settings.writer_accept_retention_gap,
+            advice="Nothing brings them back into this topic. To go on at the log start without them, set "
+            "STREAMFORGE_WRITER_ACCEPT_RETENTION_GAP=true; if the table is made from a raw topic or a raw table that "
+            "still has them, `streamforge replay` then lands their rows",
+        )
 
     def _count(self, topic: str, landed: Landed) -> None:
         contract = self._by_topic[topic]

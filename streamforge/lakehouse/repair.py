@@ -41,6 +41,7 @@ from streamforge.lakehouse import commit
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.held import ends_of_commits, ends_of_rows, starts_of_commits
 from streamforge.lakehouse.kafka_reader import topic_identity
+from streamforge.lakehouse.pipeline_gaps import given_up, record_gaps
 from streamforge.lakehouse.protocol import (
     SourceIdentity,
     SourcePartition,
@@ -220,7 +221,10 @@ def rebind(settings: Settings, contracts: Contracts, table_name: str, *, dry_run
     table = load_table(open_catalog(settings), settings, contract)
     plan = plan_rebind(commit.view_of(table), identity, starts)
     if plan is not None and not dry_run:
-        commit_rebind(table, plan, owner=_owner(settings, REBIND))
+        owner = repair_owner(settings, REBIND)
+        never = {SourcePartition(plan.epoch, number): (0, start) for number, start in plan.log_starts.items() if start}
+        record_gaps(settings, contracts, given_up(plan.table, contract, {plan.epoch: identity}, never, by=owner))
+        commit_rebind(table, plan, owner=owner)
     return plan
 
 
@@ -306,7 +310,10 @@ def reconcile(
     if plan is not None and not dry_run:
         if plan.gaps and not accept_retention_gap:
             raise RetentionGapError(gap_text(plan))
-        commit_reconcile(table, plan, owner=_owner(settings, RECONCILE))
+        owner = repair_owner(settings, RECONCILE)
+        gaps = {item.source: item.gap for item in plan.gaps if item.gap}
+        record_gaps(settings, contracts, given_up(plan.table, contract, plan.state.sources, gaps, by=owner))
+        commit_reconcile(table, plan, owner=owner)
     return plan
 
 
@@ -374,6 +381,7 @@ def _summary(kind: str, owner: str) -> dict[str, str]:
     return {commit.KIND_KEY: kind, commit.OWNER_KEY: owner}
 
 
-def _owner(settings: Settings, kind: str) -> str:
+def repair_owner(settings: Settings, kind: str) -> str:
+    """Return what the table and the ledger of gaps say of this process."""
     process = ProcessIdentity.of_this_process(kind, "0")
     return f"{settings.topic_prefix}{kind}.0@{process.host}:{process.pid}:{process.started_ns}"

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import structlog
 from confluent_kafka import Message
 from pyiceberg.table import Table
 
@@ -27,8 +26,6 @@ from streamforge.lakehouse.rows import Refused, RowDecoder, finish_rows, raw_top
 
 STEPS = ("claim_staged", "claim_sent", "data_written", "commit_staged", "commit_sent")
 """Kill points of claim and commit, in order, each after the prefix `writer.`."""
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -88,6 +85,11 @@ class TableWriter:
         state = commit.view_of(self.table).state
         return state.next_offsets(state.epoch_of(topic) or 0)
 
+    def epoch_of(self, topic: str) -> int:
+        """Return the source epoch of a topic, or the one that its first claim begins, by the table as last loaded."""
+        state = commit.view_of(self.table).state
+        return state.epoch_of(topic) or max(state.sources, default=FIRST_EPOCH - 1) + 1
+
     def claim(self, identity: SourceIdentity, log_starts: Mapping[int, int]) -> Mapping[int, int]:
         """Make topic-partitions ours and return `next_offset` of each; see `commit.claim`."""
         self.table, claim = commit.claim(
@@ -101,15 +103,6 @@ class TableWriter:
         self._identity, self._epoch = identity, claim.epoch
         for partition, next_offset in claim.next_offsets.items():
             self._held[partition] = _Held(claim.owner_epochs[partition], next_offset, next_offset)
-            if claim.owner_epochs[partition] == FIRST_EPOCH and next_offset > 0:
-                _log.warning(
-                    "first claim above offset 0",
-                    table=commit.table_name(self.table),
-                    topic_partition=f"{identity.topic}-{partition}",
-                    next_offset=next_offset,
-                    offsets_never_landed=next_offset,
-                    detail="Kafka removed the offsets before the log start before this table ever had them",
-                )
         return claim.next_offsets
 
     def skip_to(self, partition: int, offset: int) -> None:

@@ -52,7 +52,7 @@ from streamforge.settings import Settings
 from streamforge.supervision import topic_of
 from streaming.kafka_errors import is_fenced, is_passing, is_producer_fenced, kafka_error
 from streaming.processors.membership import group_metadata, slot_refusal
-from streaming.processors.takeover import Takeover
+from streaming.processors.takeover import Takeover, retention_of
 from streaming.processors.types import ChangelogRecord, Processor, Refused, S, Source, TransactionOptions
 from streaming.runner import Fetched
 
@@ -129,6 +129,7 @@ class TransactionalWorker(Generic[S]):
         self.topics: Sequence[str] = (self._input.name,)
         self._transactional_id = f"{settings.topic_prefix}{self.kind}.{slot}"
         self._producer = self._make_producer()
+        self._retention = retention_of(self.kind, settings, contracts, self._input, slot=slot)
         self._consumer: Consumer | None = None
         self._initialised = False
         self._in_transaction = False
@@ -420,7 +421,7 @@ class TransactionalWorker(Generic[S]):
         takeover = Takeover(self._settings, self._input, self._changelog, self._options.takeover_timeout_s)
         topic_id = takeover.topic_id()
         found = takeover.positions(self._opened(), partitions, topic_id)
-        starts = takeover.within_log(found, self._metrics)
+        starts = takeover.within_log(found, topic_id, self._retention, self._metrics)
         faults.step(f"{self.kind}.takeover_positions")
         saved = takeover.states(starts, topic_id)
         faults.step(f"{self.kind}.takeover_state")

@@ -10,28 +10,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
-import structlog
 from confluent_kafka import Consumer, KafkaException
 from confluent_kafka import TopicPartition as KafkaTopicPartition
 
-from streamforge.contracts import TopicSettings
+from streamforge.contracts import Contracts, TopicSettings
 from streamforge.errors import (
     CommitError,
     ContractError,
     PermanentSourceError,
-    RetentionGapError,
     TopicIdentityError,
 )
 from streamforge.kafka import admin_client, describe_topics
 from streamforge.log_reader import log_ends, log_starts, read_range
 from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import OffsetRange, TopicPartition
+from streamforge.retention_gaps import ConsumerKind
 from streamforge.settings import Settings
+from streamforge.supervision import ProcessIdentity
 from streaming.kafka_errors import is_passing, kafka_error
 from streaming.processors.types import ChangelogRecord
+from streaming.retention import Retention
 
 _CALL_TIMEOUT_S = 10.0
-_log = structlog.get_logger(__name__)
 _CHANGELOG_DECODER = msgspec.json.Decoder(ChangelogRecord)
 
 
@@ -81,32 +81,23 @@ class Takeover:
         starts = {TopicPartition(each.topic, each.partition): each.offset for each in found if each.offset >= 0}
         return starts | log_starts(self.settings, [item for item in partitions if item not in starts])
 
-    def within_log(self, starts: Mapping[TopicPartition, int], metrics: ProcessMetrics) -> dict[TopicPartition, int]:
-        """Return `starts`, moved to the log start where retention has removed more and the settings accept that.
+    def within_log(
+        self, starts: Mapping[TopicPartition, int], topic_id: str, retention: Retention, metrics: ProcessMetrics
+    ) -> dict[TopicPartition, int]:
+        """Return `starts`, moved to the log start where retention has removed more and that is accepted.
 
         Raises:
-            RetentionGapError: it has, and they do not.
+            RetentionGapError: it has, and it is not.
+            CommitError: it is, but cannot be recorded.
         """
         first = log_starts(self.settings, starts)
-        gaps = [
+        removed = [
             OffsetRange(item.topic, item.partition, start, first[item])
             for item, start in sorted(starts.items())
             if start < first[item]
         ]
-        for gap in gaps:
-            msg = (
-                f"{gap.topic_partition}: next_offset is {gap.start}, Kafka's log starts at {gap.end}: offsets "
-                f"[{gap.start},{gap.end}) were removed by retention before they were processed"
-            )
-            if not self.settings.processor_accept_retention_gap:
-                msg += (
-                    ". Nothing brings them back into this topic. To go on at the log start without them, set "
-                    "STREAMFORGE_PROCESSOR_ACCEPT_RETENTION_GAP=true"
-                )
-                raise RetentionGapError(msg)
-            _log.warning("retention gap accepted", detail=msg)
-            metrics.retention_gap(gap.topic, len(gap))
-        return {**starts, **{gap.topic_partition: gap.end for gap in gaps}}
+        retention.pass_over(removed, metrics, topic_id=topic_id)
+        return {**starts, **{gap.topic_partition: gap.end for gap in removed}}
 
     def states(self, starts: Mapping[TopicPartition, int], topic_id: str) -> dict[TopicPartition, dict[str, str]]:
         """Return the saved texts by state key of each topic-partition, as of the end of the changelog.
@@ -178,3 +169,20 @@ class Takeover:
             f"over with the new one, delete both the topic {self.changelog.name} (then `streamforge contracts apply`) "
             f"and the group's offsets of {item.topic}; one without the other gives wrong results"
         )
+
+
+def retention_of(kind: str, settings: Settings, contracts: Contracts, topic: TopicSettings, *, slot: str) -> Retention:
+    """Return how a processor deals with what retention has removed of its input."""
+    process = ProcessIdentity.of_this_process(kind, slot)
+    return Retention(
+        settings,
+        contracts,
+        ConsumerKind.GROUP,
+        f"{settings.topic_prefix}{kind}",
+        topic,
+        who=f"{settings.topic_prefix}{kind}.{slot}@{process.host}:{process.pid}:{process.started_ns}",
+        accepts=settings.processor_accept_retention_gap,
+        advice="Nothing brings them back into this topic. To go on at the log start without them, set "
+        "STREAMFORGE_PROCESSOR_ACCEPT_RETENTION_GAP=true; a table that is made from a raw table which still has them "
+        "gets their rows by `streamforge replay`",
+    )

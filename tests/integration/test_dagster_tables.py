@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -15,14 +16,18 @@ import pytest
 from assets.bars import BARS_BACKFILL_KEY
 from assets.catalogue import table_key
 from assets.checks import FRESHNESS
+from assets.gaps import NO_OPEN_GAP, retention_gap_checks
 from orchestration.resources import Platform
 from orchestration.tables import definitions
 from streamforge.contracts import load_contracts
 from streamforge.lakehouse.catalog import ensure_tables, load_table, open_catalog
+from streamforge.lakehouse.pipeline_gaps import record_gaps
+from streamforge.retention_gaps import ConsumerKind, GapState
 from streamforge.settings import Settings
 from tests.bars_support import HOUR, land_trades, market, trade_row
 from tests.dagster_support import failures, with_platform
 from tests.pipeline_support import make_trade
+from tests.unit.test_retention_gaps import GAP
 
 KEY = HOUR.strftime("%Y-%m-%d-%H:%M")
 NEXT_KEY = HOUR.replace(hour=HOUR.hour + 1).strftime("%Y-%m-%d-%H:%M")
@@ -98,6 +103,29 @@ def test_freshness_warns_of_one_late_instrument_and_is_an_error_when_all_are(
     assert (late.passed, late.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert (some.passed, some.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert list(some.metadata["late_s"].value) == ["BTC-USDT.SIM"]
+
+
+def test_retention_gap_fails_the_check_of_its_table_until_it_is_accepted(
+    lakehouse: Platform, instance: dg.DagsterInstance
+) -> None:
+    settings, contracts = lakehouse.settings, lakehouse.contracts
+    gap = replace(GAP, consumer=f"{settings.namespace}.trades", detail="what happened, and what to do")
+    group = replace(GAP, consumer_kind=ConsumerKind.GROUP, consumer="parser")
+    assert "check_retention_gaps" in {node.name for node in job(lakehouse, "quality").nodes}
+    only = dg.define_asset_job("gaps", selection=dg.AssetSelection.checks(retention_gap_checks(contracts)))
+    step = dg.Definitions(asset_checks=[retention_gap_checks(contracts)], jobs=[only])
+    gaps = with_platform(step, settings, contracts).resolve_job_def("gaps")
+    record_gaps(settings, contracts, [gap, group])
+    found = {table: item for (table, _), item in checks(gaps.execute_in_process(instance=instance)).items()}
+    assert set(found) == {table_key(item).path[-1] for item in contracts.with_table if item.topic} | {"pipeline_gaps"}
+    assert {table for table, item in found.items() if not item.passed} == {"trades", "pipeline_gaps"}
+    said = found["trades"].description or ""
+    assert said == f"table market.trades: trades-3[10,20): {gap.detail}"
+    assert found["pipeline_gaps"].metadata["open"].value == 2
+    record_gaps(settings, contracts, [replace(gap, state=GapState.ACCEPTED), replace(group, state=GapState.ACCEPTED)])
+    again = checks(gaps.execute_in_process(instance=instance))
+    assert all(item.passed for item in again.values())
+    assert again["trades", NO_OPEN_GAP].metadata["accepted"].value == 1
 
 
 def test_quality_with_a_table_missing_fails_that_step_clearly_and_checks_the_others(

@@ -16,7 +16,9 @@ from cli.app import app
 from streamforge.contracts import Contracts
 from streamforge.kafka import describe_topics
 from streamforge.lakehouse.catalog import load_table, open_catalog
+from streamforge.lakehouse.pipeline_gaps import read_gaps
 from streamforge.lakehouse.verify import verify_tables
+from streamforge.retention_gaps import GapState, open_gaps
 from streamforge.settings import Settings
 from streamforge.supervision import topic_of
 from tests.conftest import MakeTopics
@@ -144,7 +146,10 @@ def test_reconcile_what_kafka_has_removed_is_refused_until_accepted(
     assert f"{topic}-0 (source epoch 1): wanted from offset 4, Kafka's log starts at 6, [4,6)" in said["message"]
     assert call("reconcile", "trades", "--dry-run")[0] == 1
     assert next_offsets(platform, contracts) == before, "nothing was changed"
+    assert read_gaps(platform, contracts) == []
     assert call("reconcile", "trades", "--accept-retention-gap")[0] == 0
+    [gap] = read_gaps(platform, contracts)
+    assert (str(gap), gap.state) == (f"table market.trades: {topic}-0[4,6)", GapState.ACCEPTED)
     assert next_offsets(platform, contracts) == {0: 6, 1: 4}
     with running_writer(writer_settings(platform), contracts) as again:
         wait_for_landed(platform, contracts, topic, writer=again)
@@ -154,8 +159,8 @@ def test_reconcile_what_kafka_has_removed_is_refused_until_accepted(
     )
 
 
-def test_first_claim_above_offset_0_says_how_much_was_never_landed(
-    platform: Settings, make_topics: MakeTopics, admin: AdminClient, capfd: pytest.CaptureFixture[str]
+def test_first_claim_above_offset_0_is_an_open_gap_until_a_person_accepts_it(
+    platform: Settings, make_topics: MakeTopics, admin: AdminClient, call: Call, capfd: pytest.CaptureFixture[str]
 ) -> None:
     contracts = make_topics(*TRADE_TOPICS)
     topic = topic_of(contracts, "trades").name
@@ -168,3 +173,9 @@ def test_first_claim_above_offset_0_says_how_much_was_never_landed(
     said = [line for line in "".join(capfd.readouterr()).splitlines() if "first claim above offset 0" in line]
     assert len(said) == 1, "the second claim goes on where the first ended"
     assert all(text in said[0] for text in (f"{topic}-1", "offsets_never_landed", "2"))
+    [gap] = open_gaps(read_gaps(platform, contracts))
+    assert (str(gap), gap.source_epoch) == (f"table market.trades: {topic}-1[0,2)", 1)
+    assert "streamforge reconcile trades --accept-retention-gap" in gap.detail
+    assert call("reconcile", "trades", "--accept-retention-gap")[1]["accepted_gaps"] == [str(gap)]
+    assert open_gaps(read_gaps(platform, contracts)) == []
+    assert call("reconcile", "trades", "--accept-retention-gap")[1]["accepted_gaps"] == []

@@ -17,6 +17,8 @@ from streamforge.lakehouse import commit, table_writer
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.commit import COMMIT_ID_KEY, view_of
 from streamforge.lakehouse.maintenance import Maintenance
+from streamforge.lakehouse.pipeline_gaps import read_gaps
+from streamforge.retention_gaps import open_gaps
 from streamforge.settings import Settings
 from streamforge.supervision import topic_of
 from tests.conftest import MakeTopics
@@ -198,13 +200,21 @@ def test_writer_records_removed_before_they_landed_is_a_retention_gap_until_acce
     produce(settings, topic, trades(4, start=4))
     for future in admin.delete_records([KafkaTopicPartition(topic, 0, 4)]).values():
         future.result()
-    with running_writer(settings, contracts) as refused:
-        assert refused.join(60) == 1
+    for _ in range(2):
+        with running_writer(settings, contracts) as refused:
+            assert refused.join(60) == 1
     assert "can no longer be known" in "".join(capfd.readouterr())
+    [gap] = read_gaps(settings, contracts)
+    assert open_gaps([gap]) == [gap], "recorded once, although it was noticed twice"
+    assert str(gap) == f"table market.trades: {topic}-0[3,4)"
+    assert (gap.source_epoch, gap.records_removed) == (1, None), "the topic is transactional: a marker may have been it"
+    assert "STREAMFORGE_WRITER_ACCEPT_RETENTION_GAP" in gap.detail
     accepting = writer_settings(platform, writer_accept_retention_gap=True)
     with running_writer(accepting, contracts) as again:
         wait_for_landed(settings, contracts, topic, writer=again)
     assert sum(table_identities(settings, contracts).values()) == 7
+    gaps = read_gaps(settings, contracts)
+    assert (len(gaps), open_gaps(gaps)) == (2, [])
 
 
 def test_writer_without_space_for_data_stops_and_a_restart_loses_nothing(
