@@ -17,12 +17,14 @@ timeout has its topic-partitions at once, one that is gone for good gives them u
 
 from __future__ import annotations
 
+import operator
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, compress
 from types import FrameType
 from typing import Any, Protocol
 
@@ -59,6 +61,15 @@ class Fetched:
 
     messages: Sequence[Message]
     positions: Mapping[TopicPartition, int]
+
+    def by_topic(self) -> Mapping[str, Sequence[Message]]:
+        """Return the messages of each topic that moved, none where only its position did."""
+        groups: dict[str, list[Message]] = {item.topic: [] for item in self.positions}
+        if len(groups) == 1:
+            return dict.fromkeys(groups, self.messages)
+        for message in self.messages:
+            groups[message.topic() or ""].append(message)
+        return groups
 
 
 class Worker(Protocol):
@@ -310,10 +321,9 @@ class _Loop:
         except KafkaException as error:
             raise kafka_error("the consumer stopped", error.args[0]) from error
         records = [message for message in messages if message.error() is None]
-        last = {(message.topic(), message.partition()): message for message in records}
         positions = {
-            TopicPartition(topic or "", partition or 0): (message.offset() or 0) + 1
-            for (topic, partition), message in last.items()
+            TopicPartition(message.topic() or "", message.partition() or 0): (message.offset() or 0) + 1
+            for message in _ends_of_runs(records, many_topics=len(self._worker.topics) > 1)
         }
         if len(records) != len(messages):
             for message in messages:
@@ -346,12 +356,9 @@ class _Loop:
         if not fetched.positions:
             return
         self._worker.process(fetched)
-        for topic in self._worker.topics:
-            count = len(fetched.messages)
-            if len(self._worker.topics) > 1:
-                count = sum(1 for message in fetched.messages if message.topic() == topic)
-            if count:
-                self._metrics.consumed(topic, count)
+        for topic, messages in fetched.by_topic().items():
+            if messages:
+                self._metrics.consumed(topic, len(messages))
 
     def _commit(self) -> None:
         started_s = self._monotonic_s()
@@ -436,6 +443,14 @@ class _Loop:
                 "STREAMFORGE_WRITER_ACCEPT_RETENTION_GAP=true for the writer"
             )
         return RetentionGapError(msg)
+
+
+def _ends_of_runs(messages: Sequence[Message], *, many_topics: bool) -> Iterator[Message]:
+    """Yield the last message of each run of one topic-partition: a fetch is long, its runs are few."""
+    places: Sequence[Any] = [message.partition() for message in messages]
+    if many_topics:
+        places = list(zip(places, [message.topic() for message in messages], strict=True))
+    return compress(messages, chain(map(operator.ne, places, places[1:]), (True,)))
 
 
 @contextmanager

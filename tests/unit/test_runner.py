@@ -16,8 +16,8 @@ from streaming.runner import RunnerOptions, _Loop
 ITEM = TopicPartition("t", 0)
 
 
-def record(offset: int) -> Any:
-    return SimpleNamespace(error=lambda: None, topic=lambda: "t", partition=lambda: 0, offset=lambda: offset)
+def record(offset: int, topic: str = "t", partition: int = 0) -> Any:
+    return SimpleNamespace(error=lambda: None, topic=lambda: topic, partition=lambda: partition, offset=lambda: offset)
 
 
 def end(offset: int) -> Any:
@@ -55,6 +55,19 @@ def test_end_behind_markers_is_given_again_after_a_seek_back_to_the_markers() ->
     assert loop._fetch().positions == {ITEM: 5}
     durable[ITEM] = 5
     assert loop._fetch().positions == {}, "what is durable is no news"
+
+
+def test_positions_are_behind_the_last_record_of_each_topic_partition_however_they_are_mixed() -> None:
+    places = [("t", 0), ("t", 1), ("u", 1), ("t", 1), ("u", 0), ("t", 0)]
+    fetch = [record(offset, *place) for offset, place in enumerate(places)]
+    loop = loop_over(fetch, durable={})
+    loop._worker.topics = ["t", "u"]
+    loop._held = {TopicPartition(*place) for place in places}
+    fetched = loop._fetch()
+    ends = {("t", 0): 6, ("t", 1): 4, ("u", 1): 3, ("u", 0): 5}
+    assert fetched.positions == {TopicPartition(*place): end for place, end in ends.items()}
+    offsets = {topic: [item.offset() for item in messages] for topic, messages in fetched.by_topic().items()}
+    assert offsets == {"t": [0, 1, 3, 5], "u": [2, 4]}
 
 
 def test_group_metadata_of_a_consumer_outside_its_group_is_refused() -> None:
