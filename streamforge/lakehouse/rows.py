@@ -1,8 +1,9 @@
 """Kafka records of one topic become rows of its table, as the contract says.
 
-A whole fetch is decoded at once: one JSON decoder call over all values, one Arrow array for each column.
-Where anything in it cannot be decoded the fetch is halved until the bad record stands alone, so that one
-bad record costs a few decodes and never sinks the batch. Decimals go from text to decimal(38,18) by Arrow,
+A whole fetch is decoded at once, one Arrow array for each column: cut out of the records where they are written in
+the contract's own form (`streamforge.lakehouse.json_lines`), else by one JSON decoder call over all values, which alone
+says what is refused. Where anything in it cannot be decoded the fetch is halved until the bad record stands alone, so
+that one bad record costs a few decodes and never sinks the batch. Decimals go from text to decimal(38,18) by Arrow,
 which refuses what does not fit and never rounds.
 """
 
@@ -10,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter, gt
+from operator import attrgetter
 from typing import Any, Literal, cast
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from confluent_kafka import Message
 
 from streamforge.contract_model import Contract, ContractField, Encoding, FieldSource
 from streamforge.errors import ConfigurationError, DecodeError
+from streamforge.lakehouse.json_lines import LineCutter, text_bytes
 
 SOURCE_EPOCH = "source_epoch"
 SOURCE_PARTITION = "source_partition"
@@ -39,6 +43,8 @@ BAD_HEADERS = "bad_headers"
 BAD_KEY = "bad_key"
 
 _WIRE_TYPES: dict[str, Any] = {"string": str, "int": int, "long": int, "boolean": bool, "double": float}
+_ALWAYS_FITS = 20
+"""Characters of digits and a point that hold less than 10^20."""
 _EXACT_IN_128_BITS = 39
 """Characters of text that cannot hold more than 38 digits and a point."""
 _LONGEST_DECIMAL = 57
@@ -63,14 +69,32 @@ class Decoded:
     refused: Sequence[Refused]
 
 
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """Records of one or more topic-partitions, those of one after another, and where each is from."""
+
+    messages: Sequence[Message]
+    partitions: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+
+    def halves(self) -> tuple[_Records, _Records]:
+        middle = len(self.messages) // 2
+        first = _Records(self.messages[:middle], self.partitions[:middle], self.offsets[:middle])
+        return first, _Records(self.messages[middle:], self.partitions[middle:], self.offsets[middle:])
+
+
 class RowDecoder:
     """Decodes the records of one contract's topic.
+
+    Args:
+        contract: of the topic.
+        cut: whether to cut columns out of records in the contract's own form; without it the result is the same, later.
 
     Raises:
         ConfigurationError: the contract asks for what a row cannot be made of.
     """
 
-    def __init__(self, contract: Contract) -> None:
+    def __init__(self, contract: Contract, *, cut: bool = True) -> None:
         if contract.topic is None or contract.table is None:
             msg = f"contract {contract.id} ({contract.path}) has no topic and table, so it has no rows"
             raise ConfigurationError(msg)
@@ -86,6 +110,8 @@ class RowDecoder:
             self._wire = contract.wire_fields
             self._json = msgspec.json.Decoder(_wire_struct(contract.id, self._wire))
             self._getters = [attrgetter(item.name) for item in self._wire]
+            self._cutter = LineCutter(self._wire) if cut and LineCutter.cuts(self._wire) else None
+            self._enums = {item.name: pa.array(item.enum, pa.string()) for item in self._wire if item.enum}
             self._columns = self._json_columns
         else:
             self._headers = [item for item in contract.fields if item.source is FieldSource.HEADER]
@@ -94,13 +120,8 @@ class RowDecoder:
 
     def decode(self, messages: Sequence[Message]) -> Decoded:
         """Decode records of the topic; those of one topic-partition must be in offset order."""
-        partitions = [message.partition() or 0 for message in messages]
-        ordered = messages
-        if any(map(gt, partitions, partitions[1:])):
-            order = sorted(range(len(messages)), key=partitions.__getitem__)
-            ordered = [messages[index] for index in order]
         refused: list[Refused] = []
-        tables = list(self._halves(ordered, refused))
+        tables = list(self._halves(_in_partition_order(messages), refused))
         if not tables:
             return Decoded({}, refused)
         table = pa.concat_tables(tables)
@@ -112,39 +133,55 @@ class RowDecoder:
             start = end
         return Decoded(rows, refused)
 
-    def _halves(self, messages: Sequence[Message], refused: list[Refused]) -> Iterable[pa.Table]:
-        if not messages:
+    def _halves(self, records: _Records, refused: list[Refused]) -> Iterable[pa.Table]:
+        if not records.messages:
             return
         try:
-            yield self._table(messages)
+            yield self._table(records)
         except DecodeError as error:
-            if len(messages) == 1:
-                refused.append(Refused(messages[0], error.reason, error.detail))
+            if len(records.messages) == 1:
+                refused.append(Refused(records.messages[0], error.reason, error.detail))
                 return
-            middle = len(messages) // 2
-            yield from self._halves(messages[:middle], refused)
-            yield from self._halves(messages[middle:], refused)
+            for half in records.halves():
+                yield from self._halves(half, refused)
 
-    def _table(self, messages: Sequence[Message]) -> pa.Table:
-        columns = self._columns(messages)
+    def _table(self, records: _Records) -> pa.Table:
+        columns = self._columns(records.messages)
         for item in self._derived:
             if item.type_name == "timestamptz" and item.derived_from is not None:
                 columns[item.name] = _microseconds(columns[item.derived_from], self._types[item.name])
-        columns[SOURCE_PARTITION] = pa.array([message.partition() for message in messages], pa.int32())
-        columns[SOURCE_OFFSET] = pa.array([message.offset() for message in messages], pa.int64())
+        columns[SOURCE_PARTITION] = pa.array(records.partitions)
+        columns[SOURCE_OFFSET] = pa.array(records.offsets)
         return pa.table(columns)
 
     def _json_columns(self, messages: Sequence[Message]) -> dict[str, pa.Array[Any]]:
-        records = self._json_records([message.value() for message in messages])
+        values = [message.value() for message in messages]
+        if None in values:
+            raise DecodeError(NO_VALUE, "the record has no value; expected a JSON object")
+        found = self._cut_columns(cast("list[bytes]", values))
+        if found is not None:
+            return found
+        records = self._json_records(values)
         return {
             item.name: typed_array(item, list(map(getter, records)), self._types[item.name])
             for item, getter in zip(self._wire, self._getters, strict=True)
         }
 
+    def _cut_columns(self, values: Sequence[bytes]) -> dict[str, pa.Array[Any]] | None:
+        """Return the columns without decoding JSON; None where there is any doubt, or a value that does not fit."""
+        texts = self._cutter.cut(values) if self._cutter is not None else None
+        if texts is None:
+            return None
+        for name, known in self._enums.items():
+            if not pc.all(pc.is_in(texts[name], known)).as_py():
+                return None
+        try:
+            return {item.name: typed_array(item, texts[item.name], self._types[item.name]) for item in self._wire}
+        except DecodeError:
+            return None
+
     def _json_records(self, values: Sequence[Any]) -> Sequence[Any]:
         """Decode one value a line; a value with a line feed in it is decoded alone, so that lines stay values."""
-        if None in values:
-            raise DecodeError(NO_VALUE, "the record has no value; expected a JSON object")
         try:
             if len(values) == 1:
                 return [self._json.decode(values[0])]
@@ -221,35 +258,54 @@ def raw_topic_ids(rows: pa.Table) -> list[str]:
     return [str(item) for item in pc.unique(rows[RAW_TOPIC_ID]).to_pylist()]
 
 
-def typed_array(item: ContractField, values: Sequence[Any], arrow_type: pa.DataType) -> pa.Array[Any]:
+def typed_array(item: ContractField, values: Sequence[Any] | pa.StringArray, arrow_type: pa.DataType) -> pa.Array[Any]:
     """Return values of one field as Arrow, exactly: a decimal is text and must fit, a number must fit.
+
+    Args:
+        item: the field.
+        values: Python's, or all as text; a whole number's text is digits alone, which the caller has checked.
+        arrow_type: of the field.
 
     Raises:
         DecodeError: a value does not fit the field.
     """
     try:
         if pa.types.is_decimal(arrow_type):
-            return _decimals(pa.array(values, pa.string()), arrow_type)
-        return pa.array(values, arrow_type)
+            return _decimals(cast(pa.StringArray, _array(values, pa.string())), arrow_type)
+        return _array(values, arrow_type)
     except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
         reason = BAD_DECIMAL if pa.types.is_decimal(arrow_type) else BAD_NUMBER
         reason = BAD_TEXT if item.type_name == "string" else reason
         raise DecodeError(reason, f"{item.name} as {item.type_name}: {error}") from error
 
 
-def _decimals(texts: pa.Array[Any], arrow_type: Any) -> pa.Array[Any]:
+def _array(values: Sequence[Any] | pa.StringArray, arrow_type: pa.DataType) -> pa.Array[Any]:
+    if not isinstance(values, pa.StringArray):
+        return pa.array(values, arrow_type)
+    return values if values.type == arrow_type else values.cast(arrow_type)
+
+
+def _decimals(texts: pa.StringArray, arrow_type: Any) -> pa.Array[Any]:
     """Cast text to decimal, exactly or not at all.
 
     Arrow's own cast to 128 bits is exact only within them: beyond 38 digits it wraps around and says nothing
     (`340282366920938463804` becomes 340.6...), and far below its scale an exponent becomes 0. So exponents
     are refused, size and length are checked first, and long text goes through 256 bits.
     """
-    lengths: Any = pc.binary_length(cast(pa.StringArray, texts))
+    lengths: Any = pc.binary_length(texts)
     longest = pc.max(lengths).as_py() or 0
     if longest > _LONGEST_DECIMAL:
         msg = f"a text of {longest} characters; expected at most {_LONGEST_DECIMAL}"
         raise ValueError(msg)
-    if any(pc.any(pc.match_substring(cast(pa.StringArray, texts), letter)).as_py() for letter in "eE"):
+    if longest > min(_ALWAYS_FITS, arrow_type.precision - arrow_type.scale) or not _is_digits_and_points(texts):
+        _check_size(texts, arrow_type)
+    if longest > _EXACT_IN_128_BITS:
+        return texts.cast(pa.decimal256(76, arrow_type.scale)).cast(arrow_type)
+    return texts.cast(arrow_type)
+
+
+def _check_size(texts: pa.StringArray, arrow_type: Any) -> None:
+    if any(pc.any(pc.match_substring(texts, letter)).as_py() for letter in "eE"):
         msg = "a text with an exponent; expected a plain decimal"
         raise ValueError(msg)
     sizes: Any = pc.min_max(texts.cast(pa.float64())).as_py()
@@ -257,9 +313,21 @@ def _decimals(texts: pa.Array[Any], arrow_type: Any) -> pa.Array[Any]:
     if sizes["max"] is not None and not -bound < sizes["min"] <= sizes["max"] < bound:
         msg = f"values from {sizes['min']} to {sizes['max']} do not fit {arrow_type}"
         raise ValueError(msg)
-    if longest > _EXACT_IN_128_BITS:
-        return texts.cast(pa.decimal256(76, arrow_type.scale)).cast(arrow_type)
-    return texts.cast(arrow_type)
+
+
+def _is_digits_and_points(texts: pa.StringArray) -> bool:
+    """Return whether there is nothing from `.` to `9` besides; the slash between them is left to the cast."""
+    return bool((text_bytes(texts) - np.uint8(ord(".")) <= ord("9") - ord(".")).all())
+
+
+def _in_partition_order(messages: Sequence[Message]) -> _Records:
+    partitions = np.array([message.partition() for message in messages], np.int32)
+    offsets = np.array([message.offset() for message in messages], np.int64)
+    if (partitions[1:] < partitions[:-1]).any():
+        order = np.argsort(partitions, kind="stable")
+        messages = [messages[index] for index in order.tolist()]
+        partitions, offsets = partitions[order], offsets[order]
+    return _Records(messages, partitions, offsets)
 
 
 def _wire_struct(name: str, fields: Sequence[ContractField]) -> type[msgspec.Struct]:
