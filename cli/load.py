@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cli.common import DryRunOption, Output, OutputOption, command, emit
 from cli.history import history
+from streamforge import faults
 from streamforge.collector import calm_collector
 from streamforge.contracts import load_contracts
 from streamforge.errors import ConfigurationError
@@ -79,6 +80,7 @@ def load(
         described = _described(request, settings)
         emit(described, output, lambda: _table("Would subscribe", described))
         return 0
+    faults.arm(settings.kill_at)
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
     calm_collector()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:

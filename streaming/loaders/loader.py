@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import stamina
 import structlog
 
+from streamforge import faults
 from streamforge.contracts import Contracts
 from streamforge.errors import ConfigurationError, RetryableSourceError, SourceError
 from streamforge.events import Command, CommandKind, ProcessState
@@ -70,6 +71,7 @@ async def load(
     tail = await _when_broker_answers(
         settings, lambda: read_tail(settings, contracts, channels, settings.loader_tail_records)
     )
+    faults.step("loader.tail_read")
     loader = Loader(settings, contracts, request, channels, tail)
     loop = asyncio.get_running_loop()
     for name in stop_signals:

@@ -21,6 +21,7 @@ import msgspec
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from streamforge import faults
 from streamforge.contracts import Contracts, TopicSettings
 from streamforge.errors import ConfigurationError, PermanentSourceError
 from streamforge.kafka import producer_config
@@ -46,7 +47,14 @@ _DETAILS = {
     GapKind.BUFFER_OVERFLOW: "The buffer was full because the broker did not acknowledge fast enough.",
     GapKind.BROKER_REJECTED: "The broker did not take the frames.",
 }
-
+LOADER_STEPS = (
+    "loader.tail_read",
+    "loader.before_gap",
+    "loader.gap_handed_over",
+    "loader.gap_acked",
+    "loader.frames_released",
+)
+"""Kill points in the order in which a loader passes them: its start, then the gap before its first frames."""
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -290,6 +298,7 @@ class RawSink:
             )
 
     def _gap(self, route: Route, span: GapSpan) -> None:
+        faults.step("loader.before_gap")
         now = route.outbox.gap(span)
         if now is not None:
             self._produce_gap(route, self._record(route, now), holds=True)
@@ -324,6 +333,7 @@ class RawSink:
                 on_delivery=partial(self._gap_delivered, route, gap, holds),
             )
             self._gaps_in_flight += 1
+            faults.step("loader.gap_handed_over")
         except (KafkaException, BufferError) as error:
             self._note(error.args[0] if isinstance(error, KafkaException) else None)
             self._gap_failed(route, gap, holds, str(error))
@@ -337,8 +347,10 @@ class RawSink:
             self._gap_failed(route, gap, holds, error.str())
             return
         self.counters.gaps_acked += 1
+        faults.step("loader.gap_acked")
         if holds:
             self._release(route)
+            faults.step("loader.frames_released")
 
     def _gap_failed(self, route: Route, gap: MarketGap, holds: bool, reason: str) -> None:
         """Keep the gap for another try, and let the frames go: raw is worth more than the order of the ledger."""

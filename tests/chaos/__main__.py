@@ -1,88 +1,87 @@
-"""Kill the running line at random moments and compare every row afterwards: nothing lost, nothing doubled.
+"""Trouble the running line with faults and compare every row afterwards: nothing lost, doubled or out of order.
 
-    uv run python -m tests.chaos --kills 200 --seed 1 --output json
+    uv run python -m tests.chaos --faults 50 --seed 1 --output json
 
-The whole platform runs under load, as `streamforge up` starts it. Writer, parser and bars get SIGKILL at moments that
-the seed chooses; the supervisor brings them back. At the end the market stops, everything lands, and topics, tables
-and the market's ledger are compared. Exit code 0 when nothing is lost or doubled.
+The line (broker, market, loader, parser, bars, two writers) runs under load as `streamforge up` starts it. A seed draws
+the faults: kills at random and at every named step, zombies, rebalances, a second process for a slot, a broker that dies
+or stands still, lost answers, conflicts, full and slow disks, jumping clocks, expired table snapshots, replays. Then the
+market stops, everything lands, and its ledger is compared with Kafka and with the tables, row by row.
+
+A long run is made of parts with different seeds: `--append FILE` adds each result as a line and prints the sum so far.
+`--plant BUG` gives the processes a bug of the commit protocol, which the run has to find. Exit code 0: nothing is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import random
-import signal
+import logging
+import shutil
 import sys
 import tempfile
-import time
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import httpx
+import msgspec
 
 from streamforge.logs import configure as configure_logs
-from streamforge.platform.plan import consumer_kinds
 from streamforge.settings import load_settings
-from tests.chaos.line import AWAY_TIMEOUT_S, RunningLine, run_line, tell
-from tests.waiting import wait_until
-
-_LONGEST_PAUSE_S = 1.5
-_AT_WORK_RATIO = 0.75
-
-
-def run(home: Path, *, kills: int, seed: int) -> dict[str, Any]:
-    """Run the platform in `home`, kill `kills` times as `seed` says, and return what became of every row."""
-    killed: Counter[str] = Counter()
-
-    def mistreat(running: RunningLine) -> None:
-        choice = random.Random(seed)
-        for number in range(1, kills + 1):
-            name = choice.choice(consumer_kinds())
-            if choice.random() < _AT_WORK_RATIO:
-                wait_until(lambda name=name: _is_at_work(running, name), timeout_s=AWAY_TIMEOUT_S, what=f"{name} works")  # type: ignore[misc]
-            # A moment of the schedule, not a wait for something: it decides where in its work the victim is hit.
-            time.sleep(choice.uniform(0.0, _LONGEST_PAUSE_S))
-            pid = wait_until(lambda name=name: running.pid(name), timeout_s=AWAY_TIMEOUT_S, what=f"{name} is back")  # type: ignore[misc]
-            os.kill(pid, signal.SIGKILL)
-            killed[name] += 1
-            tell(f"kill {number}/{kills}: {name} (pid {pid})")
-
-    return run_line(home, seed=seed, mistreat=mistreat).as_dict() | {"seed": seed, "kills": dict(killed)}
-
-
-def _is_at_work(running: RunningLine, name: str) -> bool:
-    """Return whether a consumer has its topic-partitions; without this most kills would hit one that is starting."""
-    process = running.plan.named(name)
-    assert process is not None
-    try:
-        return httpx.get(process.ready_url or "", timeout=2.0).is_success
-    except httpx.HTTPError:
-        return False
+from tests.chaos.line import tell
+from tests.chaos.plants import PLANTS
+from tests.chaos.report import Result, append, as_text, read_sum
+from tests.chaos.run import Run
+from tests.chaos.schedule import chosen, draw, read_schedule, write_schedule
 
 
 def main() -> int:
     """Run once and say what became of every row."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--kills", type=int, default=20, help="how many times a consumer is killed")
-    parser.add_argument("--seed", type=int, default=1, help="chooses victims and moments")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the home is made")
-    parser.add_argument("--output", choices=("text", "json"), default="text")
-    arguments = parser.parse_args()
+    options = _options()
+    if options.sum is not None:
+        _say(read_sum(options.sum), options.output)
+        return 0
     configure_logs(load_settings())
-    with tempfile.TemporaryDirectory(prefix="streamforge-chaos-", dir=arguments.folder) as home:
-        result = run(Path(home), kills=arguments.kills, seed=arguments.seed)
-    if arguments.output == "json":
-        sys.stdout.write(json.dumps(result) + "\n")
+    logging.getLogger("streamforge.librdkafka").setLevel(logging.CRITICAL)  # it goes on about a broker that was killed
+    faults = read_schedule(options.replay_schedule) if options.replay_schedule else draw(options.seed, options.faults)
+    faults = chosen(faults, options.only)
+    home = Path(tempfile.mkdtemp(prefix="streamforge-chaos-", dir=options.folder))
+    run = Run(faults, options.seed, options.plant)
+    result, outcome = run.execute(home / "home")
+    if not result.is_clean:
+        schedule, history = home / "schedule.jsonl", home / "history.jsonl"
+        write_schedule(schedule, faults)
+        history.write_bytes(msgspec.json.Encoder().encode_lines(run.suffered))
+        tell(f"NOT ok with seed {options.seed}. Everything is kept in {home}; what happened, in order: {history}")
+        tell(f"the same again, or less of it: --seed {options.seed} --replay-schedule {schedule} --only K..L")
+        if outcome is not None:
+            tell(msgspec.json.format(msgspec.json.encode(outcome.as_dict())).decode())
+    elif not options.keep:
+        shutil.rmtree(home)
+    if options.append is not None:
+        tell(as_text(append(options.append, result)))
+    _say(result, options.output)
+    return 0 if result.is_clean else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos", description=(__doc__ or "").split("\n", maxsplit=1)[0]
+    )
+    parser.add_argument("--faults", type=int, default=50, help="how many faults are drawn")
+    parser.add_argument("--seed", type=int, default=1, help="draws faults, victims and moments, and the market")
+    parser.add_argument("--replay-schedule", type=Path, help="take the faults of this file instead")
+    parser.add_argument("--only", metavar="K..L", help="of the faults only those with these numbers")
+    parser.add_argument("--plant", choices=sorted(PLANTS), help="give the processes this bug")
+    parser.add_argument("--append", type=Path, help="add the result to this file and print the sum of its parts")
+    parser.add_argument("--sum", type=Path, help="only print the sum of the parts in this file")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the home is made")
+    parser.add_argument("--keep", action="store_true", help="keep the home also where nothing is wrong")
+    parser.add_argument("--output", choices=("text", "json"), default="text")
+    return parser.parse_args()
+
+
+def _say(result: Result, output: str) -> None:
+    if output == "json":
+        sys.stdout.write(msgspec.json.encode({"ok": result.is_clean, **msgspec.to_builtins(result)}).decode() + "\n")
     else:
-        kills = ", ".join(f"{name} {count}" for name, count in sorted(result["kills"].items())) or "none"
-        sys.stdout.write(
-            f"seed {arguments.seed}, kills: {kills}; {result['messages_sent']:,} messages sent, "
-            f"{result['lost']} lost, {result['doubled']} doubled: {'ok' if result['ok'] else 'NOT ok'}\n"
-        )
-    return 0 if result["ok"] else 1
+        sys.stdout.write(as_text(result))
 
 
 if __name__ == "__main__":

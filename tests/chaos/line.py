@@ -21,6 +21,7 @@ from streamforge.platform.lifecycle import plan_platform, serve
 from streamforge.platform.plan import PlatformFiles, PlatformPlan
 from streamforge.settings import Settings, build_settings
 from streaming.writer import WriterSettings
+from tests.chaos.order import Disorder, find_disorder
 from tests.waiting import wait_until
 
 AWAY_TIMEOUT_S = 240.0
@@ -56,23 +57,48 @@ class Outcome:
     sent: Sent
     comparisons: list[Comparison]
     ledger: LedgerComparison
+    order: Disorder
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as plain values; `ok` only when everything was compared and nothing is wrong."""
         clean = all(item.tally.is_clean and not item.not_landed for item in self.comparisons)
         missing = self.ledger.unexplained + self.ledger.after_last_raw
         return {
-            "ok": bool(self.comparisons) and clean and not missing,
+            "ok": bool(self.comparisons) and clean and not missing and not self.order.count,
             "messages_sent": self.sent.messages,
-            "lost": sum(item.tally.lost + item.not_landed for item in self.comparisons) + missing,
+            "lost": sum(item.tally.lost + item.not_landed for item in self.comparisons),
             "doubled": sum(item.tally.doubled for item in self.comparisons),
+            "wrong": sum(item.tally.different + item.tally.unexpected for item in self.comparisons),
+            "disordered": self.order.count,
+            "unexplained": missing,
+            "order": self.order.as_dict(),
             "comparisons": [item.as_dict() for item in self.comparisons],
             "ledger": self.ledger.as_dict(),
         }
 
 
-def run_line(home: Path, *, seed: int, mistreat: Callable[[RunningLine], None]) -> Outcome:
-    """Start everything, wait for the first rows, call `mistreat`, let everything land, compare, stop everything."""
+Shape = Callable[[Settings, PlatformPlan], PlatformPlan]
+"""Changes the plan of a platform before it is started."""
+
+
+def run_line(
+    home: Path,
+    *,
+    seed: int,
+    mistreat: Callable[[RunningLine], None],
+    shape: Shape = lambda _, plan: plan,
+    stop: Callable[[RunningLine], None] | None = None,
+) -> Outcome:
+    """Start everything, wait for the first rows, call `mistreat`, let everything land, compare, stop everything.
+
+    Args:
+        home: folder of the platform.
+        seed: of the market.
+        mistreat: what is done to the line.
+        shape: changes what runs.
+        stop: stops the market and waits until the loader has taken in what it sent; else all that the ledger says
+            was sent is waited for, which does not come where a loader was killed.
+    """
     settings = build_settings(
         WriterSettings,
         home=home,
@@ -84,7 +110,7 @@ def run_line(home: Path, *, seed: int, mistreat: Callable[[RunningLine], None]) 
     class_path()
     files = PlatformFiles(settings.home_path)
     plan = plan_platform(settings, simulator=True, remember=True)
-    plan = with_synthetic_market(plan, trades_per_s=_TRADES_PER_S, seed=seed)
+    plan = shape(settings, with_synthetic_market(plan, trades_per_s=_TRADES_PER_S, seed=seed))
     contracts = load_contracts(settings.contracts_dir)
     outcomes: list[Outcome] = []
 
@@ -92,9 +118,17 @@ def run_line(home: Path, *, seed: int, mistreat: Callable[[RunningLine], None]) 
         running = RunningLine(settings, contracts, plan, Line(settings, contracts), Session(settings, contracts, plan))
         wait_until(running.has_landed_trades, timeout_s=AWAY_TIMEOUT_S, what="the first trades land")
         mistreat(running)
-        sent = running.session.land(running.line, files.ledger)
-        comparisons = verify_tables(settings, contracts)
-        outcomes.append(Outcome(sent, comparisons, verify_ledger(settings, contracts, files.ledger, raw_channels())))
+        if stop is not None:
+            stop(running)
+        sent = running.session.land(running.line, files.ledger, captured_before=-sys.maxsize if stop else 0)
+        outcomes.append(
+            Outcome(
+                sent,
+                verify_tables(settings, contracts),
+                verify_ledger(settings, contracts, files.ledger, raw_channels()),
+                find_disorder(settings, contracts),
+            )
+        )
 
     serve(settings, files, plan, detach=False, tell=tell, ready=lambda _: None, hold=hold)
     assert outcomes, "stopped before the end"
