@@ -7,8 +7,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -44,11 +42,11 @@ from streaming.loaders.binance import Binance
 from streaming.loaders.loader import LoadReport, load
 from streaming.loaders.plan import LoadRequest
 from streaming.loaders.sink import topic_name
+from tests.forked import Forked, streamforge
 from tests.waiting import wait_until
 
 LOADER_CONTRACTS = ("raw-trades", "raw-depth", "market-gaps", "queue-events", "queue-control")
 QUICK = {"report_interval_s": 0.2, "backoff_initial_s": 0.05, "backoff_max_s": 1.0}
-_ROOT = Path(__file__).parent.parent
 
 
 def trade_frame(trade_id: int, *, symbol: str = "BTCUSDT", pad_bytes: int = 0) -> bytes:
@@ -210,31 +208,22 @@ class LoaderProcess:
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     log: Path | None = None
-    process: subprocess.Popen[bytes] | None = None
+    process: Forked | None = None
 
     def __enter__(self) -> LoaderProcess:
         ws_url, rest_url = self.venue_urls
-        command = [sys.executable, "-m", "cli", "load", "--venue", "SIM", "--ws-url", ws_url, "--rest-url", rest_url]
+        command = ["load", "--venue", "SIM", "--ws-url", ws_url, "--rest-url", rest_url, "--output", "json"]
         self.settings.home_path.mkdir(parents=True, exist_ok=True)
         self.log = self.settings.home_path / f"loader-{time.time_ns()}.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, "--output", "json", *self.arguments],
-                cwd=_ROOT,
-                env=loader_environment(self.settings) | dict(self.environment),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        variables = loader_environment(self.settings) | dict(self.environment)
+        self.process = streamforge([*command, *self.arguments], variables, log=self.log)
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        assert self.process is not None
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        self.running.end()
 
     @property
-    def running(self) -> subprocess.Popen[bytes]:
+    def running(self) -> Forked:
         assert self.process is not None
         return self.process
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
-import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +13,6 @@ from typing import Any, NamedTuple
 import msgspec
 from confluent_kafka import Message, Producer
 
-from cli.app import main
 from streamforge import broker
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.kafka import producer_config
@@ -35,6 +31,7 @@ from streaming.processors.parser import Parser
 from streaming.processors.types import TransactionOptions
 from streaming.runner import RunnerOptions, Worker, run_worker
 from tests.contract_files import copy_contracts
+from tests.forked import Forked, streamforge
 from tests.waiting import wait_until
 
 PARTITIONS = 2
@@ -221,62 +218,6 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
     return kept | ours | more
 
 
-_forkserver = multiprocessing.get_context("forkserver")
-# Its children start with everything imported: a killed process costs tens of milliseconds, not seconds.
-_forkserver.set_forkserver_preload(
-    ["cli.app", "cli.run", *(f"streaming.processors.{name}" for name in ("parser", "bars", "history"))]
-)
-
-
-def _main(arguments: list[str], variables: dict[str, str], log: str) -> None:
-    """Be the command `streamforge` in a process of its own."""
-    with Path(log).open("ab", buffering=0) as output:
-        os.dup2(output.fileno(), sys.stdout.fileno())
-        os.dup2(output.fileno(), sys.stderr.fileno())
-    os.environ.clear()
-    os.environ.update(variables)
-    sys.argv = ["streamforge", *arguments]
-    main()
-
-
-class Process:
-    """`streamforge run KIND` in a process of its own, which real signals reach."""
-
-    def __init__(self, pipeline: Pipeline, kind: str, *, slot: str, log: Path, more: dict[str, str]) -> None:
-        arguments = ["run", kind, "--slot", slot]
-        variables = environment(pipeline.settings, **more)
-        self._process = _forkserver.Process(target=_main, args=(arguments, variables, str(log)), daemon=True)
-        self._process.start()
-        self.log = log
-
-    @property
-    def exit_code(self) -> int | None:
-        """Return the exit code, minus the signal's number after a signal, None while it runs."""
-        return self._process.exitcode
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
-
-    def wait(self, timeout_s: float = 60.0) -> int:
-        """Wait for the end and return the exit code."""
-        self._process.join(timeout_s)
-        code = self.exit_code
-        assert code is not None, f"the process does not end; it said {self.said()}"
-        return code
-
-    def said(self) -> str:
-        """Return the end of what it logged."""
-        return self.log.read_text(encoding="utf-8", errors="replace")[-4_000:] if self.log.exists() else ""
-
-    def end(self) -> None:
-        """Make sure that it is gone."""
-        if self.exit_code is None:
-            self._process.kill()
-            self._process.join(30)
-
-
 @contextmanager
 def process(
     pipeline: Pipeline,
@@ -286,24 +227,15 @@ def process(
     kill_at: str | None = None,
     log: Path,
     more: Mapping[str, str] | None = None,
-) -> Iterator[Process]:
+) -> Iterator[Forked]:
     """Run `streamforge run KIND` as a process, with `more` in its environment; it is gone at the end."""
     armed = {} if kill_at is None else {"STREAMFORGE_KILL_AT": kill_at}
-    running = Process(pipeline, kind, slot=slot, log=log, more={**armed, **(more or {})})
+    variables = environment(pipeline.settings, **armed, **(more or {}))
+    started = streamforge(["run", kind, "--slot", slot], variables, log=log)
     try:
-        yield running
+        yield started
     finally:
-        running.end()
-
-
-def run_command(pipeline: Pipeline, arguments: Sequence[str], *, log: Path, more: dict[str, str]) -> int:
-    """Run `streamforge ARGUMENTS` in a process of its own and return its exit code, minus the signal's number."""
-    variables = environment(pipeline.settings, **more)
-    child = _forkserver.Process(target=_main, args=(list(arguments), variables, str(log)), daemon=True)
-    child.start()
-    child.join(120)
-    assert child.exitcode is not None, f"{arguments} does not end"
-    return child.exitcode
+        started.end()
 
 
 class WorkerThread:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +25,7 @@ from streamforge.settings import Settings
 from streamforge.supervision import topic_of
 from streaming.runner import RunnerOptions, run_worker
 from streaming.writer import WriterSettings, WriterWorker
+from tests.forked import Forked, streamforge
 from tests.waiting import wait_until
 
 TRADE_TOPICS = ("trades", "trades.dlq", "queue-events", "queue-control")
@@ -223,18 +222,10 @@ def _landed_positions(settings: Settings, contracts: Contracts, contract_id: str
         return {}  # the table is not there yet
 
 
-def start_writer_process(
-    settings: WriterSettings, *, kill_at: str | None = None, slot: str = "0", log: Path
-) -> subprocess.Popen[bytes]:
+def start_writer_process(settings: WriterSettings, *, kill_at: str | None = None, slot: str = "0", log: Path) -> Forked:
     """Start `streamforge run writer` as a process of its own."""
     environment = writer_environment(settings.model_copy(update={"kill_at": kill_at}))
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "cli", "run", "writer", "--slot", slot],
-            env=environment,
-            stdout=output,
-            stderr=output,
-        )
+    return streamforge(["run", "writer", "--slot", slot], environment, log=log)
 
 
 def writer_environment(settings: WriterSettings) -> dict[str, str]:

@@ -260,8 +260,8 @@ class _Demo:
     # What is done while it runs
 
     def _hold(self, plan: PlatformPlan) -> None:
-        """Do the work, with a process for Dagster's jobs beside it where Dagster is installed."""
-        why_not = missing()
+        """Do the work, with a process for Dagster's jobs beside it where Dagster is installed and wanted."""
+        why_not = missing() if self._settings.dagster else "STREAMFORGE_DAGSTER is false: nothing runs in Dagster"
         if why_not is not None:
             self._watcher.tell(why_not)
             self._work(plan, None)

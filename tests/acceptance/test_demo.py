@@ -32,11 +32,11 @@ END_TIMEOUT_S = 300.0
 
 
 @contextmanager
-def demo(home: Path, *options: str, kill_at: str = "") -> Iterator[subprocess.Popen[str]]:
-    """Start a small demo below `home`; kill it at the end if it still runs."""
+def demo(home: Path, *options: str, kill_at: str = "", dagster: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """Start a small demo below `home`; kill it at the end if it still runs. Dagster takes half of its time."""
     command = [sys.executable, "-m", "cli", "demo", *SMALL, *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFORGE_")}
-    environment |= {"STREAMFORGE_HOME": str(home), "STREAMFORGE_KILL_AT": kill_at}
+    environment |= {"STREAMFORGE_HOME": str(home), "STREAMFORGE_KILL_AT": kill_at, "STREAMFORGE_DAGSTER": str(dagster)}
     with (home / "out").open("w") as out, (home / "err").open("w") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, text=True)
     try:
@@ -83,7 +83,7 @@ def left_over(home: Path) -> list[str]:
 
 
 def test_demo_loses_nothing_says_so_and_leaves_no_process(tmp_path: Path) -> None:
-    with demo(tmp_path) as process:
+    with demo(tmp_path, dagster=True) as process:
         found = result(tmp_path, process)
     assert process.returncode == 0, errors(tmp_path)
     assert found == json.loads((tmp_path / REPORT_FILE).read_text())
@@ -134,7 +134,7 @@ def test_demo_with_rows_removed_behind_its_back_reports_them_lost(tmp_path: Path
     ],
 )
 def test_demo_stopped_in_a_phase_leaves_no_process(tmp_path: Path, phase: str, number: signal.Signals) -> None:
-    with demo(tmp_path) as process:
+    with demo(tmp_path, dagster=phase == "market") as process:
         wait_for_phase(tmp_path, process, phase)
         if phase == "start":
             wait_until(lambda: left_over(tmp_path), timeout_s=PHASE_TIMEOUT_S, what="something was started")

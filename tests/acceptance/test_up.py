@@ -1,4 +1,9 @@
-"""`streamforge up --detach`, `status`, `down` with the real processes, as a newcomer would use them."""
+"""The platform as a newcomer uses it, with the real processes: up, killed, steered from Dagster, down.
+
+One test, because a platform takes half a minute to start. In order: `up --detach`; a writer that is killed comes back;
+runs launched, cancelled and backfilled as Dagster's pages do; Dagster killed in the middle of a replay; everything
+that was sent is landed once; `down` leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,59 +12,124 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
-from streamforge.platform.plan import consumer_kinds
+from streamforge.contracts import load_contracts
+from streamforge.demo.session import Session
+from streamforge.lakehouse.line import Line
+from streamforge.lakehouse.verify import verify_tables
+from streamforge.platform.plan import PlatformFiles, consumer_kinds, read_plan
+from streamforge.settings import Settings
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-_WITHIN_S = 240.0
+_WITHIN_S = 300.0
+_REPOSITORY = {"repositoryLocationName": "lakehouse", "repositoryName": "__repository__"}
+_ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
+_BUSY = ("REQUESTED", "COMPLETING")
+_LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
+  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+  ... on RunConfigValidationInvalid { errors { message } } } }"""
+_STATUS = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+_TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
+_BACKFILL = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
+  __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
+_BACKFILL_STATUS = """query($id: String!) { partitionBackfillOrError(backfillId: $id) {
+  ... on PartitionBackfill { status } } }"""
+_LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries { name
+  locationOrLoadError { __typename } } } } }"""
 
 
+@dataclass(frozen=True)
 class Platform:
-    """The command line on one home."""
+    """A detached platform and Dagster's interface, as the UI's pages use it."""
 
-    def __init__(self, home: Path, folder: Path) -> None:
-        self._folder = folder
-        self._environment = os.environ | {"STREAMFORGE_HOME": str(home)}
+    home: Path
 
-    def call(self, *arguments: str) -> tuple[int, dict[str, Any]]:
-        """Call `streamforge`; return its exit code and its JSON."""
+    def call(self, *arguments: str) -> dict[str, Any]:
+        """Call `streamforge` and return its JSON; `status` may say by its exit code that something is not well."""
         command = [sys.executable, "-m", "cli", *arguments, "--output", "json"]
-        result = subprocess.run(
-            command, env=self._environment, cwd=self._folder, capture_output=True, text=True, check=False
+        environment = os.environ | {"STREAMFORGE_HOME": str(self.home)}
+        done = subprocess.run(
+            command, env=environment, cwd=self.home.parent, capture_output=True, text=True, check=False
         )
-        assert result.stdout, result.stderr
-        return result.returncode, json.loads(result.stdout)
+        assert done.returncode == 0 or arguments == ("status",), f"{done.stdout}\n{done.stderr}"
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
 
-    def status(self) -> dict[str, dict[str, Any]]:
+    def processes(self) -> dict[str, dict[str, Any]]:
         """Return the processes by name."""
-        return {process["name"]: process for process in self.call("status")[1]["processes"]}
+        return {process["name"]: process for process in self.call("status")["processes"]}
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """Ask Dagster and return the only answer."""
+        url = read_plan(PlatformFiles(self.home)).ui_url  # type: ignore[union-attr]
+        reply = httpx.post(f"{url}/graphql", json={"query": query, "variables": variables}, timeout=60.0)
+        data = reply.raise_for_status().json()
+        assert "errors" not in data, data
+        [answer] = data["data"].values()
+        return answer
+
+    def launch(self, job: str, op: str, config: Mapping[str, Any]) -> str:
+        """Launch a run as the launchpad does and return its id."""
+        params = {
+            "selector": _REPOSITORY | {"jobName": job},
+            "runConfigData": {"ops": {op: {"config": dict(config)}}},
+            "mode": "default",
+        }
+        answer = self.ask(_LAUNCH, params=params)
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        return str(answer["run"]["runId"])
+
+    def status(self, run_id: str) -> str:
+        """Return the status of a run."""
+        return str(self.ask(_STATUS, id=run_id)["status"])
+
+    def end_of(self, run_id: str) -> str:
+        """Wait for the end of a run and return its status."""
+        return wait_until(
+            lambda: status if (status := self.status(run_id)) in _ENDED else None,
+            timeout_s=_WITHIN_S,
+            what=f"run {run_id} ends",
+        )
+
+    def run(self, job: str, op: str, config: Mapping[str, Any]) -> str:
+        """Launch a run and return how it ended."""
+        return self.end_of(self.launch(job, op, config))
 
 
 @pytest.fixture
-def platform_cli(tmp_path: Path) -> Iterator[Platform]:
-    found = Platform(tmp_path / "home", tmp_path)
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    found = Platform(tmp_path / "home")
     yield found
     found.call("down")
 
 
-def test_up_runs_the_line_restarts_a_killed_writer_and_down_leaves_nothing(platform_cli: Platform) -> None:
-    code, up = platform_cli.call("up", "--detach")
-    assert code == 0, up
+def test_platform_is_started_killed_steered_and_stopped_and_loses_nothing(platform: Platform) -> None:
+    up = platform.call("up", "--detach")
+    assert up["ui_url"], up
     names = {process["name"] for process in up["processes"]}
     dagster = {name for name in names if name.startswith("dagster-")}
     assert dagster >= {"dagster-lakehouse", "dagster-webserver", "dagster-daemon"}
     assert names - dagster == {"broker", "simulator", "loader", *consumer_kinds()}
+    _killed_writer_comes_back(platform)
+    _launchpad_control_backfill_and_cancel_work(platform)
+    _killing_dagster_in_the_middle_of_a_replay_changes_nothing(platform)
+    _down_leaves_nothing(platform)
 
+
+def _killed_writer_comes_back(platform: Platform) -> None:
     def landed() -> dict[str, Any] | None:
-        writer = platform_cli.status()["writer"]
+        writer = platform.processes()["writer"]
         is_landed = any(topic.startswith("trades-") and offset > 0 for topic, offset in writer["positions"].items())
         return writer if is_landed else None
 
@@ -67,16 +137,94 @@ def test_up_runs_the_line_restarts_a_killed_writer_and_down_leaves_nothing(platf
     os.kill(writer["pid"], signal.SIGKILL)
 
     def is_back() -> dict[str, Any] | None:
-        found = platform_cli.status()["writer"]
+        found = platform.processes()["writer"]
         return found if found["restarts"] == 1 and found["state"] == "RUNNING" else None
 
-    back = wait_until(is_back, timeout_s=_WITHIN_S, what="the writer was restarted")
-    assert back["last_end"] == "SIGKILL"
-    code, status = platform_cli.call("status")
-    assert (code, status["is_well"]) == (0, True)
-    pids = [status["supervisor_pid"], *(process["pid"] for process in status["processes"])]
-    code, down = platform_cli.call("down")
-    assert (code, set(down["stopped"])) == (0, names)
+    assert wait_until(is_back, timeout_s=_WITHIN_S, what="the writer was restarted")["last_end"] == "SIGKILL"
+    assert platform.call("status")["is_well"]
+
+
+def _down_leaves_nothing(platform: Platform) -> None:
+    status = platform.call("status")
+    running = {process["name"]: process["pid"] for process in status["processes"] if process["pid"]}
+    stopped = platform.call("down")["stopped"]
+    assert set(stopped) == running.keys()
+    assert {"broker", "writer", "dagster-daemon"} <= running.keys()
+    pids = [status["supervisor_pid"], *running.values()]
     assert not [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
-    code, broker = platform_cli.call("broker", "status")
-    assert (code, broker["state"]) == (0, "stopped")
+    assert platform.call("broker", "status")["state"] == "stopped"
+
+
+def _launchpad_control_backfill_and_cancel_work(platform: Platform) -> None:
+    locations = platform.ask(_LOCATIONS)["locationEntries"]
+    loaded = {entry["name"]: entry["locationOrLoadError"]["__typename"] for entry in locations}
+    assert loaded["lakehouse"] == "RepositoryLocation", loaded
+    assert platform.run("replay", "replay_ranges", {}) == "SUCCESS"
+    assert platform.run("pause", "tell_to_pause", {"target": "parser", "wait_s": 60.0}) == "SUCCESS"
+    assert platform.processes()["parser"]["own_state"] == "paused"
+
+    # The parser stands still while raw trades come in: this replay waits for it until somebody cancels it.
+    waiting = platform.launch(
+        "replay", "replay_ranges", {"everything": True, "dry_run": False, "wait_s": _WITHIN_S, "time": "produce"}
+    )
+    wait_until(lambda: platform.status(waiting) == "STARTED", timeout_s=_WITHIN_S, what="the replay has started")
+    platform.ask(_TERMINATE, id=waiting)
+    assert platform.end_of(waiting) == "CANCELED"
+    assert platform.run("resume", "tell_to_resume", {"target": "parser", "wait_s": 60.0}) == "SUCCESS"
+
+    hours = [(datetime.now(UTC) - timedelta(hours=ago)).strftime("%Y-%m-%d-%H:00") for ago in (1, 0)]
+    selector = {"partitionSetName": "replay_hours_partition_set", "repositorySelector": _REPOSITORY}
+    backfill = platform.ask(_BACKFILL, params={"selector": selector, "partitionNames": hours})
+    assert backfill["__typename"] == "LaunchBackfillSuccess", backfill
+    ended = wait_until(
+        lambda: (
+            status
+            if (status := platform.ask(_BACKFILL_STATUS, id=backfill["backfillId"])["status"]) not in _BUSY
+            else None
+        ),
+        timeout_s=_WITHIN_S,
+        what="the backfill ends",
+    )
+    assert ended == "COMPLETED_SUCCESS"
+
+
+def _killing_dagster_in_the_middle_of_a_replay_changes_nothing(platform: Platform) -> None:
+    before = platform.processes()
+    running = platform.launch("replay", "replay_ranges", {"everything": True, "dry_run": False})
+    wait_until(lambda: platform.status(running) == "STARTED", timeout_s=_WITHIN_S, what="the replay has started")
+    dagster = {name: item["pid"] for name, item in before.items() if name.startswith("dagster-")}
+    runs = psutil.Process(dagster["dagster-lakehouse"]).children(recursive=True)
+    assert runs, "the run is not a child of its code server"
+    for pid in [*dagster.values(), *(each.pid for each in runs)]:
+        psutil.Process(pid).kill()
+
+    def is_back() -> dict[str, dict[str, Any]] | None:
+        found = platform.processes()
+        restarted = all(found[name]["pid"] not in (None, pid) for name, pid in dagster.items())
+        return found if restarted else None
+
+    after = wait_until(is_back, timeout_s=_WITHIN_S, what="Dagster's processes are started again")
+    line = {name for name in before if not name.startswith("dagster-")}
+    assert {name: (after[name]["pid"], after[name]["restarts"]) for name in line} == {
+        name: (before[name]["pid"], before[name]["restarts"]) for name in line
+    }
+    landed = sum(before["writer"]["positions"].values())
+    wait_until(
+        lambda: sum(platform.processes()["writer"]["positions"].values()) > landed,
+        timeout_s=_WITHIN_S,
+        what="the writer lands on",
+    )
+    _everything_that_was_sent_is_landed_once(platform.home)
+    assert platform.end_of(platform.launch("replay", "replay_ranges", {})) == "SUCCESS"
+
+
+def _everything_that_was_sent_is_landed_once(home: Path) -> None:
+    settings = Settings(_env_file=None, home=home)  # type: ignore[call-arg]
+    contracts = load_contracts(settings.contracts_dir)
+    files = PlatformFiles(settings.home_path)
+    plan = read_plan(files)
+    assert plan is not None
+    sent = Session(settings, contracts, plan).land(Line(settings, contracts), files.ledger)
+    assert sent.messages > 0
+    for each in verify_tables(settings, contracts):
+        assert (each.tally.lost, each.tally.doubled, each.tally.different) == (0, 0, 0), each

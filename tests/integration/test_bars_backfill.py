@@ -28,12 +28,13 @@ from tests.bars_support import (
     market,
     stream,
 )
+from tests.forked import streamforge
 from tests.pipeline_support import (
     Pipeline,
+    environment,
     make_pipeline,
     make_trade,
     produce_trades,
-    run_command,
     running,
     wait_for_positions,
 )
@@ -143,8 +144,8 @@ def test_backfill_killed_at_each_step_lands_once_when_repeated(tables: Pipeline,
     arguments = ["backfill", "bars", "--from", HOUR.isoformat(), "--to", (HOUR + timedelta(hours=1)).isoformat()]
     for rounds, step in enumerate(BACKFILL_STEPS, 1):
         spoil(tables)
-        code = run_command(tables, arguments, log=tmp_path / "log", more={"STREAMFORGE_KILL_AT": step})
-        assert code == -signal.SIGKILL, f"not killed at {step}: {(tmp_path / 'log').read_text()}"
+        victim = streamforge(arguments, environment(tables.settings, STREAMFORGE_KILL_AT=step), log=tmp_path / "log")
+        assert victim.wait() == -signal.SIGKILL, f"not killed at {step}: {victim.said()}"
         report = backfill(tables)
         assert (report.committed is None) == (step == "backfill.commit_sent")
         assert hash_of(tables, latest_bars(tables, FIRST)) == report.plan.hash_built

@@ -173,7 +173,7 @@ def test_processor_killed_in_a_later_transaction_goes_on_from_the_one_before(
 
         def fed_until_dead() -> bool:
             FEED[kind](pipeline, 5)
-            return victim.exit_code is not None
+            return victim.returncode is not None
 
         wait_until(fed_until_dead, what=f"{kind} dies in its third transaction")
         assert victim.wait() == -signal.SIGKILL, victim.said()
@@ -190,11 +190,11 @@ def test_processor_killed_at_any_instruction_loses_and_doubles_nothing(
         with process(pipeline, kind, log=tmp_path / "log") as victim:
 
             def has_written(target: int = target) -> bool:
-                assert victim.exit_code is None, victim.said()
+                assert victim.returncode is None, victim.said()
                 FEED[kind](pipeline, 5)
                 return sum(log_ends(pipeline.settings, pipeline.partitions(output)).values()) >= target
 
             wait_until(has_written, what=f"{kind} writes up to {target}")
-            victim.signal(signal.SIGKILL)
+            victim.send_signal(signal.SIGKILL)
             assert victim.wait() == -signal.SIGKILL
     finish(pipeline, kind)

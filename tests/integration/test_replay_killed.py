@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
 from streamforge.lakehouse.replay import REPLAY_STEPS, replay
+from tests.forked import streamforge
 from tests.pipeline_support import Pipeline, environment
 from tests.replay_support import (
     BTC,
@@ -25,15 +25,8 @@ from tests.replay_support import (
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
 
-def run(pipeline: Pipeline, offsets: str, *, kill_at: str) -> subprocess.CompletedProcess[str]:
-    """Run `streamforge replay trades` as a process of its own that kills itself at a step."""
-    command = [sys.executable, "-m", "cli", "replay", "trades", "--offsets", offsets, "--output", "json"]
-    env = environment(pipeline.settings, STREAMFORGE_KILL_AT=kill_at)
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
-
-
 def test_replay_killed_at_each_step_leaves_the_table_before_or_after_and_a_second_run_completes(
-    pipeline: Pipeline,
+    pipeline: Pipeline, tmp_path: Path
 ) -> None:
     width = 10
     land(pipeline, frames(BTC, range(width * len(REPLAY_STEPS))), parse=inverted(lambda _: True))
@@ -43,9 +36,11 @@ def test_replay_killed_at_each_step_leaves_the_table_before_or_after_and_a_secon
         offsets = f"{partition}:{start}-{end}"
         before, snapshots = rows_of(pipeline), snapshot_ids(pipeline)
 
-        killed = run(pipeline, offsets, kill_at=step)
+        arguments = ["replay", "trades", "--offsets", offsets, "--output", "json"]
+        variables = environment(pipeline.settings, STREAMFORGE_KILL_AT=step)
+        killed = streamforge(arguments, variables, log=tmp_path / "log")
 
-        assert killed.returncode == -signal.SIGKILL, f"{step}: {killed.stdout}{killed.stderr}"
+        assert killed.wait() == -signal.SIGKILL, f"{step}: {killed.said()}"
         sides = [row["aggressor_side"] for row in rows_of(pipeline)]
         landed = step == REPLAY_STEPS[-1]
         assert sides[start:end] == ["SELL" if landed else "BUY"] * width, step

@@ -14,10 +14,12 @@ from confluent_kafka import TopicPartition as KafkaTopicPartition
 
 from streamforge.events import CommandKind, EventKind, ProcessEvent, ProcessState, decode_command
 from streamforge.kafka import admin_client, consumer_config, producer_config
+from streamforge.lakehouse.pipeline_gaps import read_gaps
 from streamforge.log_reader import log_ends
 from streamforge.market.records import Trade
 from streamforge.metrics import ProcessMetrics
 from streamforge.offsets import TopicPartition
+from streamforge.retention_gaps import open_gaps
 from streamforge.supervision import read_process_states, send_command, wait_for_answer
 from streaming.runner import RunnerOptions, run_worker
 from tests.pipeline_support import (
@@ -76,7 +78,7 @@ def test_run_on_a_signal_commits_says_finished_and_exits_0(
     produce_raw(pipeline, frames(range(50)))
     with process(pipeline, "parser", log=tmp_path / "log") as running_process:
         wait_until(lambda: committed(pipeline, "trades"), what=f"trades come; {running_process.said()}")
-        running_process.signal(number)
+        running_process.send_signal(number)
         assert running_process.wait() == 0, running_process.said()
     assert trade_ids(pipeline, INSTRUMENTS[0]) == list(range(50))
     [event] = states(pipeline, "parser")
@@ -226,6 +228,10 @@ def test_retention_gap_at_the_start_is_refused_and_can_be_accepted(
     item = next(item for item in ends if str(item) in said)
     assert f"offsets [{before[item]},{ends[item]}) were removed by retention" in said
     assert "STREAMFORGE_PROCESSOR_ACCEPT_RETENTION_GAP=true" in said
+    gaps = read_gaps(pipeline.settings, pipeline.contracts)
+    expected = {f"group {pipeline.settings.topic_prefix}parser: {i}[{before[i]},{ends[i]})" for i in ends if ends[i]}
+    assert {str(gap) for gap in open_gaps(gaps)} == expected
+    assert sum(gap.records_removed or 0 for gap in gaps) == 5 * len(INSTRUMENTS)
 
     accepting = pipeline.settings.model_copy(update={"processor_accept_retention_gap": True})
     metrics = ProcessMetrics("parser", "0")
@@ -240,18 +246,19 @@ def test_retention_gap_at_the_start_is_refused_and_can_be_accepted(
     assert metrics.registry.get_sample_value("streamforge_retention_gap_offsets_total", labels) == removed
     assert trade_ids(pipeline, INSTRUMENTS[0]) == [*range(5), *range(10, 15)]
     assert "retention gap accepted" in "".join(capfd.readouterr())
+    assert open_gaps(read_gaps(pipeline.settings, pipeline.contracts)) == []
 
 
 def test_second_process_with_the_same_slot_fences_the_first(pipeline: Pipeline, tmp_path: Path) -> None:
     produce_raw(pipeline, frames(range(20)))
     with process(pipeline, "parser", log=tmp_path / "zombie") as zombie:
         wait_until(lambda: len(trade_ids(pipeline, INSTRUMENTS[0])) == 20, what=f"it works; {zombie.said()}")
-        zombie.signal(signal.SIGSTOP)
+        zombie.send_signal(signal.SIGSTOP)
         produce_raw(pipeline, frames(range(20, 40)))
         with running(pipeline, "parser") as thread:
             wait_for_positions(pipeline, thread, "raw-trades")
             produce_raw(pipeline, frames(range(40, 60)))
-            zombie.signal(signal.SIGCONT)
+            zombie.send_signal(signal.SIGCONT)
             assert zombie.wait() == 3, zombie.said()
             wait_for_positions(pipeline, thread, "raw-trades")
         assert thread.exit_code == 0

@@ -12,10 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from streamforge.events import CommandKind, ProcessEvent, ProcessState
 from streamforge.kafka import admin_client
 from streamforge.supervision import read_process_states, send_command, wait_for_answer
+from tests.forked import Forked
 from tests.pipeline_support import (
     INSTRUMENTS,
     Pipeline,
-    Process,
     RawFrame,
     WorkerThread,
     make_worker,
@@ -52,7 +52,7 @@ def tell(pipeline: Pipeline, command: CommandKind) -> ProcessEvent:
     return wait_for_answer(pipeline.settings, pipeline.contracts, sent)
 
 
-def url_of(pipeline: Pipeline, of: Process) -> str:
+def url_of(pipeline: Pipeline, of: Forked) -> str:
     """Return where a process serves its metrics, by its own word."""
     word = wait_for_word(pipeline, f"a live parser; {of.said()}", lambda event: event.exit_code is None)
     return f"http://127.0.0.1:{word.metrics_port}"

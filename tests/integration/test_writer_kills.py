@@ -91,10 +91,9 @@ def test_writer_killed_between_the_commits_of_two_tables_loses_and_doubles_nothi
 def _kill_at(step: str, settings: WriterSettings, log: Path) -> None:
     process = start_writer_process(settings, kill_at=step, log=log)
     try:
-        code = process.wait(100)
+        assert process.wait(100) == -signal.SIGKILL, f"{step}: {process.said()}"
     finally:
-        process.kill()
-    assert code == -signal.SIGKILL, f"{step}: {log.read_text()}"
+        process.end()
 
 
 def _assert_consistent(settings: Settings, contracts: Contracts, topic: str, step: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from streamforge.contracts import Contracts
+from streamforge import faults
+from streamforge.contracts import Contracts, load_contracts
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.commit import view_of
-from streamforge.settings import Settings
+from streamforge.metrics import ProcessMetrics
+from streamforge.settings import Settings, build_settings
 from streamforge.supervision import topic_of
-from streaming.writer import WriterSettings
+from streaming.runner import RunnerOptions, run_worker
+from streaming.writer import WriterSettings, WriterWorker
 from tests.conftest import MakeTopics
+from tests.forked import Forked, become
 from tests.waiting import wait_until
 from tests.writer_support import (
     TRADE_TOPICS,
@@ -42,23 +45,18 @@ pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 PARTITIONS = 4
 BATCH = 40
 SESSION = {"session.timeout.ms": 6_000, "heartbeat.interval.ms": 500}
-_PROGRAM = f"""
-import sys
-from streamforge import faults
-from streamforge.contracts import load_contracts
-from streamforge.metrics import ProcessMetrics
-from streamforge.settings import build_settings
-from streaming.runner import RunnerOptions, run_worker
-from streaming.writer import WriterSettings, WriterWorker
 
-settings = build_settings(WriterSettings)
-faults.arm(settings.kill_at)
-contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
-metrics = ProcessMetrics("writer", "1")
-worker = WriterWorker(settings, contracts, slot="1", metrics=metrics)
-options = RunnerOptions(poll_s=0.02, consumer={SESSION!r})
-sys.exit(run_worker(worker, settings, contracts, slot="1", metrics=metrics, options=options))
-"""
+
+def _run_second(environment: dict[str, str], log: str) -> None:
+    """Be `streamforge run writer --slot 1`, but with a short session."""
+    become(environment, log)
+    settings = build_settings(WriterSettings)
+    faults.arm(settings.kill_at)
+    contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
+    metrics = ProcessMetrics("writer", "1")
+    worker = WriterWorker(settings, contracts, slot="1", metrics=metrics)
+    options = RunnerOptions(poll_s=0.02, consumer=SESSION)
+    sys.exit(run_worker(worker, settings, contracts, slot="1", metrics=metrics, options=options))
 
 
 class Line:
@@ -99,16 +97,12 @@ class Line:
 
 
 @contextmanager
-def process(settings: WriterSettings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("ab") as output:
-        started = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM], env=writer_environment(settings), stdout=output, stderr=output
-        )
+def process(settings: WriterSettings, log: Path) -> Iterator[Forked]:
+    started = Forked(_run_second, (writer_environment(settings), str(log)), log=log)
     try:
         yield started
     finally:
-        started.kill()
-        started.wait(10)
+        started.end()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
@@ -127,7 +121,7 @@ def test_second_writer_joins_amid_a_batch_and_leaves_loses_and_doubles_nothing(
             line.produce()
             wait_until(lambda: first.consumed() == BATCH + BATCH // 2, what="the first took its half in")
             os.kill(second.pid, how)
-            assert second.wait(30) == (0 if how is signal.SIGTERM else -how), (tmp_path / "second.log").read_text()
+            assert second.wait(30) == (0 if how is signal.SIGTERM else -how), second.said()
         wait_until(lambda: line.owned("0") == PARTITIONS, what="the first claims all again")
         line.produce()
         wait_until(lambda: first.consumed() >= line.produced - BATCH // 2, what="the first took the rest in")
@@ -149,7 +143,7 @@ def test_second_writer_killed_amid_its_commit_loses_and_doubles_nothing(
         with process(dying, tmp_path / "second.log") as second:
             wait_until(lambda: line.owned("1") == PARTITIONS // 2, what="the second claims its half")
             line.produce()
-            assert second.wait(60) == -signal.SIGKILL, (tmp_path / "second.log").read_text()
+            assert second.wait(60) == -signal.SIGKILL, second.said()
         wait_until(lambda: line.owned("0") == PARTITIONS, what="the first claims all again")
         wait_until(lambda: first.consumed() == line.produced, what="the first took the second's half in")
     finally:
