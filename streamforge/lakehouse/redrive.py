@@ -277,7 +277,8 @@ class _Witness:
             self._seen[message.partition() or 0, message.offset() or 0] = self._gave(remade)
             parts.append(remade.rows)
             dropped.update(remade.dropped)
-        return state, Remade(pa.concat_tables(parts), dropped)
+        # A record without rows gives an empty table, which has the columns of the contract and not those of a re-run.
+        return state, Remade(pa.concat_tables([each for each in parts if each.num_rows] or parts[:1]), dropped)
 
     def _gave(self, remade: Remade) -> _Gave:
         direct = self._lineage.is_direct
