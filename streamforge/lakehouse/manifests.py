@@ -14,11 +14,12 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyiceberg.avro.codecs import AvroCompressionCodec
-from pyiceberg.io.pyarrow import _dataframe_to_data_files
+from pyiceberg.io.pyarrow import _dataframe_to_data_files, bin_pack_arrow_table, pyarrow_to_schema, write_file
 from pyiceberg.manifest import (
     DataFile,
     ManifestContent,
@@ -29,8 +30,8 @@ from pyiceberg.manifest import (
     write_manifest,
     write_manifest_list,
 )
-from pyiceberg.partitioning import PartitionSpec
-from pyiceberg.table import Table, TableProperties
+from pyiceberg.partitioning import PartitionFieldValue, PartitionKey, PartitionSpec
+from pyiceberg.table import Table, TableProperties, WriteTask
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH, SnapshotRefType
 from pyiceberg.table.snapshots import (
@@ -97,7 +98,25 @@ def write_data_files(table: Table, rows: pa.Table) -> list[DataFile]:
     """Write `rows` as Parquet files of the table, one at least for each table partition; nothing is committed."""
     if not rows.num_rows:
         return []
-    return list(_dataframe_to_data_files(table_metadata=table.metadata, df=rows, io=table.io, write_uuid=uuid.uuid4()))
+    metadata = table.metadata
+    key = _only_partition(metadata, rows)
+    if key is None:
+        return list(_dataframe_to_data_files(table_metadata=metadata, df=rows, io=table.io, write_uuid=uuid.uuid4()))
+    # Told the one table partition, PyIceberg does not copy the rows to find it.
+    schema = pyarrow_to_schema(
+        rows.schema, name_mapping=metadata.schema().name_mapping, format_version=metadata.format_version
+    )
+    write_uuid, numbers = uuid.uuid4(), itertools.count()
+    target_bytes = int(
+        metadata.properties.get(
+            TableProperties.WRITE_TARGET_FILE_SIZE_BYTES, TableProperties.WRITE_TARGET_FILE_SIZE_BYTES_DEFAULT
+        )
+    )
+    tasks = (
+        WriteTask(write_uuid, next(numbers), schema, batches, partition_key=key)
+        for batches in bin_pack_arrow_table(rows.combine_chunks(), target_bytes)
+    )
+    return list(write_file(table.io, metadata, tasks))
 
 
 def draft_snapshot(
@@ -262,6 +281,23 @@ class _Stage:
             for action, entry in actions:
                 action(writer, entry)
         return writer.to_manifest_file()
+
+
+def _only_partition(metadata: TableMetadata, rows: pa.Table) -> PartitionKey | None:
+    """Return the table partition of all rows; None if they have several, or if the least and greatest do not tell."""
+    schema, values = metadata.schema(), []
+    for item in metadata.spec().fields:
+        source = schema.find_field(item.source_id)
+        if source.name not in rows.column_names or not item.transform.preserves_order:
+            return None
+        column = rows[source.name]
+        bounds: Any = pc.min_max(column)
+        ends = pa.array([bounds["min"].as_py(), bounds["max"].as_py()], column.type)
+        least, greatest = item.transform.pyarrow_transform(source.field_type)(ends).to_pylist()
+        if column.null_count or least != greatest:
+            return None
+        values.append(PartitionFieldValue(item, least))
+    return PartitionKey(values, metadata.spec(), schema) if values else None
 
 
 def _new_entry(data_file: DataFile) -> ManifestEntry:
