@@ -20,6 +20,7 @@ from cli.common import DryRunOption, Output, OutputOption, command, emit, error_
 from streamforge import faults
 from streamforge.contracts import load_contracts
 from streamforge.errors import ConfigurationError
+from streamforge.lakehouse.raw_table import parts_from_table
 from streamforge.lakehouse.remake import lineage_of
 from streamforge.lakehouse.replay import WAIT_S, preview, replay
 from streamforge.lakehouse.replay_plan import parse_offsets
@@ -82,7 +83,8 @@ def replay_command(
 
     Offsets are of the topic that the rows are made from: `raw-trades` for the table trades, which is parsed
     again; the table's own topic for raw_trades, raw_depth, bars and market_gaps, which is landed again.
-    Bars are not computed anew from trades.
+    Bars are not computed anew from trades. What Kafka's retention has dropped of `raw-trades` is read from
+    the table raw_trades; the plan says which source each range comes from.
 
     It waits until the live path has landed the range, then makes one table snapshot. Where every row is
     already equal it makes none, so a second replay changes nothing. Spark makes the same rows as this process
@@ -101,7 +103,7 @@ def replay_command(
     if not ranges:
         msg = f"nothing to replay: no record of {target.source.topic} is meant"
         raise ConfigurationError(msg)
-    chosen = choose_engine(engine, settings, ranges)
+    chosen = choose_engine(engine, settings, ranges, from_table=parts_from_table(target, ranges))
     with _progress_bars(shown=output is Output.TEXT) as hear:
         if dry_run:
             plan, barrier = preview(settings, contracts, table, ranges, engine=chosen, progress=hear)
@@ -162,7 +164,13 @@ def _progress_bars(*, shown: bool) -> Iterator[Hear]:
 
 def _render(result: dict[str, Any]) -> Group:
     grid = Table(show_header=False, box=None)
-    shown = [f"{item} [{a}, {b})" for item, pairs in result["source_ranges"].items() for a, b in pairs]
+    places = {"table": "from the raw table", "kafka": "from Kafka"}
+    shown = [
+        f"{item} [{a}, {b}) {said}"
+        for place, said in places.items()
+        for item, pairs in result["sources"][place].items()
+        for a, b in pairs
+    ]
     more = [f"and {len(shown) - _SHOWN_RANGES} more"] if len(shown) > _SHOWN_RANGES else []
     grid.add_row("source", Text("\n".join([*shown[:_SHOWN_RANGES], *more])))
     grid.add_row("rows now", f"{result['rows_now']:,}")

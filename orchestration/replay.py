@@ -19,6 +19,7 @@ from assets.failures import clear_failures
 from orchestration.tables import HOURLY
 from streamforge.contracts import Contracts
 from streamforge.errors import ConfigurationError
+from streamforge.lakehouse.raw_table import parts_from_table
 from streamforge.lakehouse.replay import WAIT_S, preview, replay
 from streamforge.lakehouse.replay_plan import merged_ranges, parse_offsets
 from streamforge.lakehouse.replay_ranges import (
@@ -208,7 +209,7 @@ def run_replay(context: dg.OpExecutionContext, config: Asked, wish: Wish) -> Non
         context.add_output_metadata({"table": table, "source_records": 0, "changes": False, "committed": False})
         return
     hear = _progress(context)
-    engine = choose_engine(config.engine, settings, ranges)
+    engine = choose_engine(config.engine, settings, ranges, from_table=parts_from_table(target, ranges))
     if config.dry_run:
         plan, barrier = preview(settings, contracts, table, ranges, engine=engine, progress=hear)
         result = plan.as_dict() | {"barrier": barrier.as_dict(), "committed": False, "engine": engine.name}

@@ -69,3 +69,19 @@ class OffsetMap:
 def total_records(ranges: Iterable[OffsetRange]) -> int:
     """Return the sum of offsets in `ranges`; an upper bound of records in transactional topics."""
     return sum(len(r) for r in ranges)
+
+
+def without(ranges: Iterable[OffsetRange], removed: Iterable[OffsetRange]) -> list[OffsetRange]:
+    """Return what of `ranges` lies in none of `removed`."""
+    left = list(ranges)
+    for hole in removed:
+        left = [part for each in left for part in _around(each, hole)]
+    return left
+
+
+def _around(each: OffsetRange, hole: OffsetRange) -> list[OffsetRange]:
+    if each.topic_partition != hole.topic_partition or hole.end <= each.start or each.end <= hole.start:
+        return [each]
+    before = (each.start, max(each.start, hole.start))
+    behind = (min(each.end, hole.end), each.end)
+    return [OffsetRange(each.topic, each.partition, *part) for part in (before, behind) if part[0] < part[1]]

@@ -58,14 +58,19 @@ def record_gaps(settings: Settings, contracts: Contracts, gaps: Sequence[Pipelin
 
 
 def read_gaps(settings: Settings, contracts: Contracts) -> list[PipelineGap]:
-    """Return every row of the ledger; none where the table does not exist yet.
+    """Return every row of the ledger; see `read_ledger`."""
+    return read_ledger(settings, contracts[LEDGER_ID])
+
+
+def read_ledger(settings: Settings, contract: Contract) -> list[PipelineGap]:
+    """Return every row of the ledger, by its contract; none where the table does not exist yet.
 
     Raises:
         CommitError: it cannot be read.
         ConfigurationError: the catalog cannot be opened.
         SchemaMismatchError: it has other fields than its contract.
     """
-    contract, catalog = contracts[LEDGER_ID], open_catalog(settings)
+    catalog = open_catalog(settings)
     try:
         exists = catalog.table_exists(table_identifier(settings, contract))
     except CATALOG_ERRORS as error:

@@ -25,7 +25,7 @@ from pyiceberg.table import FileScanTask
 from streamforge.contract_model import Contract
 from streamforge.errors import ConfigurationError
 from streamforge.lakehouse.content_hash import ContentHash, content_schema, row_hashes
-from streamforge.offsets import OffsetRange
+from streamforge.offsets import OffsetRange, without
 
 SOURCE_COLUMNS = ("source_epoch", "source_partition", "source_offset", "source_index")
 RAW_COLUMNS = ("raw_epoch", "raw_partition", "raw_offset", "raw_index")
@@ -209,6 +209,7 @@ class Plan:
         dropped: records and events that gave no row, by reason (dead letters, duplicates).
         index: the ranges' rows by identity.
         added: what the state keeps of the rows that are not there yet; None where the re-run has no state.
+        from_table: parts of `ranges` that Kafka no longer has: their records came from the raw table.
     """
 
     table: str
@@ -224,6 +225,7 @@ class Plan:
     dropped: Mapping[str, int]
     index: RowIndex = field(repr=False, compare=False)
     added: pa.Table | None = field(default=None, repr=False, compare=False)
+    from_table: tuple[OffsetRange, ...] = ()
 
     @property
     def warning(self) -> str | None:
@@ -246,6 +248,10 @@ class Plan:
         return {
             "table": self.table,
             "source_ranges": ranges_as_dict(self.ranges),
+            "sources": {
+                "table": ranges_as_dict(self.from_table),
+                "kafka": ranges_as_dict(without(self.ranges, self.from_table)),
+            },
             "source_epoch": self.epoch,
             "snapshot_id": self.snapshot_id,
             "changes": self.changes,

@@ -21,8 +21,8 @@ from pyiceberg.table import Table
 from streamforge.errors import DataQualityError
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.content_hash import ContentHash, row_hashes
-from streamforge.lakehouse.kafka_reader import read_range
 from streamforge.lakehouse.protocol import FIRST_EPOCH, PREFIX
+from streamforge.lakehouse.raw_table import parts_from_table, read_source
 from streamforge.lakehouse.remake import Remade
 from streamforge.lakehouse.replay_plan import (
     SOURCE_COLUMNS,
@@ -48,7 +48,6 @@ REPLAY_EPOCH_KEY = f"{PREFIX}replay-epoch"
 
 FILE_ROWS = 500_000
 FILE_BYTES = 128 * 1024 * 1024
-READ_TIMEOUT_S = 60.0
 
 ReadRange = Callable[[OffsetRange], Iterator[Sequence[Message]]]
 """Gives the committed records of a range in offset order, in lists."""
@@ -94,7 +93,7 @@ def make_plan(
 ) -> Plan:
     """Compare the rows of `ranges` in the table's main table snapshot with those that the re-run makes.
 
-    The records come from Kafka where `read` is not given.
+    Where `read` is not given the records come from Kafka and, below its log start, from the raw table.
 
     Raises:
         TopicIdentityError: the source topic is not the one that the table knows.
@@ -120,6 +119,7 @@ def make_plan(
         dropped=dict(comparison.dropped),
         index=index,
         added=comparison.added(),
+        from_table=() if read else parts_from_table(target, ranges),
     )
 
 
@@ -265,7 +265,7 @@ def _rerun(
 ) -> Iterator[Remade]:
     """Re-run `ranges` in order, from the state that the rows outside them give."""
     remake = target.remake
-    read = read or partial(read_range, target.settings, timeout_s=READ_TIMEOUT_S)
+    read = read or partial(read_source, target)
     outside = _state_outside(target, table, epoch, ranges)
     done, total = 0, total_records(ranges)
     progress(done, total)

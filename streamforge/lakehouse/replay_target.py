@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -13,13 +13,14 @@ from pyiceberg.expressions import BooleanExpression
 from pyiceberg.io.pyarrow import ArrowScan
 from pyiceberg.table import FileScanTask, Table
 
-from streamforge.contract_model import Contracts, TopicSettings
+from streamforge.contract_model import Contract, Contracts, TopicSettings
 from streamforge.errors import CommitError, ConfigurationError, SchemaMismatchError, TopicIdentityError
 from streamforge.kafka import TopicIdentity
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.barrier import Barrier
 from streamforge.lakehouse.catalog import CATALOG_ERRORS, load_table, open_catalog
 from streamforge.lakehouse.kafka_reader import check_within_log, log_ranges, topic_identity
+from streamforge.lakehouse.pipeline_gaps import LEDGER_ID
 from streamforge.lakehouse.protocol import SourceIdentity, TableState, raw_epochs
 from streamforge.lakehouse.remake import RECIPES, MakeRemake, Reland, Remake, lineage_of
 from streamforge.lakehouse.replay_plan import Lineage, merged_ranges
@@ -45,6 +46,7 @@ class Target:
         source: the source topic as it is now.
         remake: the re-run.
         make: makes the re-run anew, in another process.
+        ledger: contract of the ledger of retention gaps; None in a task that checks nothing.
     """
 
     settings: Settings
@@ -53,6 +55,7 @@ class Target:
     source: TopicIdentity
     remake: Remake[Any]
     make: MakeRemake
+    ledger: Contract | None = field(default=None, kw_only=True)
 
     def load(self) -> Table:
         """Load the table as it is now and check its shape.
@@ -112,11 +115,11 @@ class Target:
         )
 
     def checked(self, ranges: Iterable[OffsetRange]) -> tuple[OffsetRange, ...]:
-        """Return `ranges` merged; refuse what Kafka does not hold.
+        """Return `ranges` merged; refuse what neither Kafka nor, below the log start, the raw table holds.
 
         Raises:
             ConfigurationError: there are none, or one is not of the source topic.
-            RetentionGapError: one starts below its log start.
+            RetentionGapError: one starts below its log start, and there is no raw table that has the rest.
             PermanentSourceError: one ends beyond the last stable offset.
         """
         merged = merged_ranges(ranges)
@@ -126,7 +129,11 @@ class Target:
                 "offsets, found none"
             )
             raise ConfigurationError(msg)
+        # Imported here: the raw table is read by the functions of this module.
+        from streamforge.lakehouse.raw_table import RawTable, has_raw_table  # noqa: PLC0415
+
         logs = log_ranges(self.settings, [self.source.topic])
+        below: list[OffsetRange] = []
         for each in merged:
             if each.topic_partition not in logs:
                 msg = (
@@ -134,7 +141,13 @@ class Target:
                     f"partitions 0 to {self.source.partitions - 1}"
                 )
                 raise ConfigurationError(msg)
-            check_within_log(each, logs[each.topic_partition])
+            log = logs[each.topic_partition]
+            if each.start < log.log_start and has_raw_table(self.lineage):
+                below.append(OffsetRange(each.topic, each.partition, each.start, min(each.end, log.log_start)))
+                each = OffsetRange(each.topic, each.partition, log.log_start, max(each.end, log.log_start))  # noqa: PLW2901
+            check_within_log(each, log)
+        if below:
+            RawTable.of(self, below[0]).check_holds(below)
         return merged
 
 
@@ -159,7 +172,8 @@ def open_target(
     source = topic_identity(settings, topic_settings(lineage.source.topic).name)
     recipe = RECIPES.get(lineage.contract.id)
     make = recompute or (recipe.make(settings) if recipe else Reland)
-    return Target(settings, catalog, lineage, source, make(lineage, source.topic_id), make)
+    remake = make(lineage, source.topic_id)
+    return Target(settings, catalog, lineage, source, remake, make, ledger=contracts[LEDGER_ID])
 
 
 def topic_settings(topic: TopicSettings | None) -> TopicSettings:

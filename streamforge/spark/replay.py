@@ -24,7 +24,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.metadata import TableMetadata
 
-from streamforge.errors import ProcessError, StreamForgeError
+from streamforge.errors import ConfigurationError, ProcessError, StreamForgeError
 from streamforge.kafka import TopicIdentity
 from streamforge.lakehouse.content_hash import ContentHash
 from streamforge.lakehouse.remake import MakeRemake
@@ -63,13 +63,24 @@ class EngineChoice(StrEnum):
     SPARK = "spark"
 
 
-def choose_engine(choice: EngineChoice, settings: Settings, ranges: Sequence[OffsetRange]) -> Engine:
+def choose_engine(
+    choice: EngineChoice, settings: Settings, ranges: Sequence[OffsetRange], *, from_table: Sequence[OffsetRange] = ()
+) -> Engine:
     """Return the engine for a replay of `ranges`; of its own accord Spark only for many records, where installed.
 
+    Spark reads Kafka alone: what comes `from_table` is re-run in this process.
+
     Raises:
+        ConfigurationError: Spark was chosen and a part comes from the raw table.
         StreamForgeError: Spark was chosen and does not start.
     """
-    is_large = total_records(ranges) >= SPARK_FROM_RECORDS and find_spec("pyspark") is not None
+    if from_table and choice is EngineChoice.SPARK:
+        msg = (
+            f"{from_table[0]} is no longer in Kafka and comes from the raw table, which --engine spark does not read. "
+            "Replay with --engine local, or ask for a range that starts at the log start"
+        )
+        raise ConfigurationError(msg)
+    is_large = total_records(ranges) >= SPARK_FROM_RECORDS and not from_table and find_spec("pyspark") is not None
     if choice is EngineChoice.SPARK or (choice is EngineChoice.AUTO and is_large):
         return SparkEngine(spark_session(settings))
     return IN_PROCESS
