@@ -16,6 +16,7 @@ from streamforge.lakehouse.replay_plan import SOURCE_COLUMNS
 from streamforge.lakehouse.replay_target import storage_errors
 
 _COLUMNS = SOURCE_COLUMNS[:3]
+FIRST_SEQUENCE_NUMBER = 1
 _GROUPED = (*_COLUMNS[:2], f"{_COLUMNS[2]}_max")
 
 
@@ -32,11 +33,16 @@ def ends_of_commits(view: commit.TableView) -> dict[SourcePartition, int]:
 
 
 def starts_of_commits(view: commit.TableView) -> dict[SourcePartition, int]:
-    """Return the start of the first source range that any retained commit brought, behind `main` or not."""
+    """Return the start of the first source range that any commit brought, behind `main` or not.
+
+    A commit tells it only where every snapshot before it is retained: expiry takes the first commits first, and the
+    start of a later one lies behind rows that are missing.
+    """
     starts: dict[SourcePartition, int] = {}
     for snapshot in view.table.metadata.snapshots:
-        for source, start, _ in _ranges(snapshot):
-            starts[source] = min(start, starts.get(source, start))
+        if _goes_back_to_the_first(view, snapshot):
+            for source, start, _ in _ranges(snapshot):
+                starts[source] = min(start, starts.get(source, start))
     return starts
 
 
@@ -58,6 +64,15 @@ def ends_of_rows(table: Table) -> tuple[dict[SourcePartition, int], int]:
                 source = SourcePartition(epoch, partition)
                 ends[source] = max(offset + 1, ends.get(source, 0))
     return ends, without_source
+
+
+def _goes_back_to_the_first(view: commit.TableView, snapshot: Snapshot) -> bool:
+    """Return whether nothing before `snapshot` has expired; some catalogs then drop its parent's id, others keep it."""
+    by_id = {item.snapshot_id: item for item in view.table.metadata.snapshots}
+    first: Snapshot | None = snapshot
+    while first is not None and first.parent_snapshot_id is not None:
+        first = by_id.get(first.parent_snapshot_id)
+    return first is not None and first.sequence_number == FIRST_SEQUENCE_NUMBER
 
 
 def _ranges(snapshot: Snapshot) -> Iterator[tuple[SourcePartition, int, int]]:

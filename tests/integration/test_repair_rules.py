@@ -107,14 +107,18 @@ def test_reconcile_main_moved_forward_again_moves_next_offset_forward(rig: Rig) 
     rig.assert_exact(25)
 
 
-def test_reconcile_before_the_first_row_lands_all_of_it(rig: Rig) -> None:
+@pytest.mark.parametrize("is_first_expired", [False, True], ids=["chain", "first commit expired"])
+def test_reconcile_before_the_first_row_lands_all_of_it(rig: Rig, *, is_first_expired: bool) -> None:
+    """The start of the first commit that is still there is no start when expiry has taken one before it."""
     writer = rig.writer()
     writer.claim()
     claimed = writer.table.metadata.current_snapshot_id
-    writer.land(10)
+    first = writer.land(10)
     writer.land(20)
     assert claimed is not None
     rig.roll_back(claimed)
+    if is_first_expired:
+        rig.fresh().maintenance.expire_snapshots().by_ids([first.snapshot_id]).commit()
     (found,) = reconcile(rig).partitions
     assert (found.known_by, found.restart) == (KnownBy.NOTHING, 0)
     again = writer.restart()
