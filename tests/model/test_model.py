@@ -1,0 +1,44 @@
+"""Every interleaving of the scenarios holds, and no rule of the design can be left out without being noticed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.model.__main__ import main
+from tests.model.bugs import BUGS, Bug
+from tests.model.connected import connected
+from tests.model.scenarios import SCENARIOS
+from tests.model.search import search
+from tests.model.state import Scenario
+
+STATES_MIN = 200
+"""A scenario with fewer states has lost its processes on the way and says nothing."""
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
+def test_scenario_holds_in_every_interleaving(scenario: Scenario, record_property: pytest.FixtureRequest) -> None:
+    with connected():
+        result = search(scenario)
+    record_property("states", result.states)  # type: ignore[operator]
+    assert result.broken is None, str(result)
+    assert result.is_complete
+    assert result.states > STATES_MIN
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=[bug.name for bug in BUGS])
+def test_rule_left_out_is_found(bug: Bug) -> None:
+    with connected() as patch:
+        bug.plant(patch)
+        result = search(SCENARIOS[bug.scenario])
+    assert result.broken is not None, f"{result.states} states, and nothing is broken"
+    assert bug.says in result.broken, str(result)
+    assert result.history
+
+
+def test_search_of_all_faults_prints_states_explored(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--depth", "4", "--output", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["states"] == sum(item["states"] for item in report["scenarios"]) > len(SCENARIOS)
+    assert {item["scenario"] for item in report["scenarios"]} == set(SCENARIOS)
