@@ -85,6 +85,7 @@ def run_line(
     home: Path,
     *,
     seed: int,
+    trades_per_s: float = _TRADES_PER_S,
     mistreat: Callable[[RunningLine], None],
     shape: Shape = lambda _, plan: plan,
     stop: Callable[[RunningLine], None] | None = None,
@@ -94,6 +95,7 @@ def run_line(
     Args:
         home: folder of the platform.
         seed: of the market.
+        trades_per_s: of the market, over all its instruments.
         mistreat: what is done to the line.
         shape: changes what runs.
         stop: stops the market and waits until the loader has taken in what it sent; else all that the ledger says
@@ -110,7 +112,7 @@ def run_line(
     class_path()
     files = PlatformFiles(settings.home_path)
     plan = plan_platform(settings, simulator=True, remember=True)
-    plan = shape(settings, with_synthetic_market(plan, trades_per_s=_TRADES_PER_S, seed=seed))
+    plan = shape(settings, with_synthetic_market(plan, trades_per_s=trades_per_s, seed=seed))
     contracts = load_contracts(settings.contracts_dir)
     outcomes: list[Outcome] = []
 

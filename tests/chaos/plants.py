@@ -4,10 +4,14 @@ They patch the running code and exist nowhere in the product. `wrong_parser` is 
 spoils rows on purpose, so that the replay after it has something to mend.
 """
 
+# ruff: noqa: PLC0415 - what is imported early cannot be patched any more
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from confluent_kafka import TopicPartition as KafkaTopicPartition
 
 
 def plant(name: str) -> None:
@@ -19,7 +23,7 @@ def _no_compare() -> None:
     """Leave the comparison before a commit out: whoever is late is rebased onto what others wrote."""
     from streamforge.lakehouse import commit
 
-    commit.check_batch = lambda *_: None  # type: ignore[assignment]
+    commit.check_batch = lambda *_: None
 
 
 def _no_fence() -> None:
@@ -62,7 +66,7 @@ def _unknown_is_failure() -> None:
             landed = None
         if failed and table.name() in failed:
             check = commit.check_batch
-            commit.check_batch = lambda *_: None  # type: ignore[assignment]
+            commit.check_batch = lambda *_: None
             try:
                 return batch_of(commit.refresh(table), batch, **named)
             finally:
@@ -76,15 +80,16 @@ def _group_offsets() -> None:
     """Start from the offsets of the consumer group, and believe them also when committing."""
     from streamforge.lakehouse import commit
     from streamforge.lakehouse.protocol import Verdict
+    from streamforge.offsets import TopicPartition
     from streaming import writer
 
     assigned, raise_unless = writer.WriterWorker.assigned, commit._raise_unless_clear
 
     def from_the_group(self: Any, partitions: Sequence[Any]) -> Any:
         starts = dict(assigned(self, partitions))
-        wanted = [writer.KafkaTopicPartition(item.topic, item.partition) for item in partitions]
+        wanted = [KafkaTopicPartition(item.topic, item.partition) for item in partitions]
         for found in self._consumer.committed(wanted, 10.0):
-            item = writer.TopicPartition(found.topic, found.partition)
+            item = TopicPartition(found.topic, found.partition)
             if found.offset >= 0:
                 starts[item] = found.offset
                 held = self._writers[item.topic]._held[item.partition]
@@ -106,7 +111,7 @@ def _offsets_outside() -> None:
 
     def send_offsets(self: Any) -> None:
         offsets = [
-            base.KafkaTopicPartition(item.topic, item.partition, offset, metadata=self._sources[item].topic_id)
+            KafkaTopicPartition(item.topic, item.partition, offset, metadata=self._sources[item].topic_id)
             for item, offset in self._pending.positions.items()
         ]
         self._consumer.commit(offsets=offsets, asynchronous=False)
@@ -126,7 +131,7 @@ def _wrong_parser() -> None:
     from streamforge.lakehouse import remake
     from tests.replay_support import inverted
 
-    remake.parse_records = inverted(lambda _: True)  # type: ignore[assignment]
+    remake.parse_records = inverted(lambda _: True)  # type: ignore[assignment, attr-defined]
 
 
 PLANTS: Mapping[str, Callable[[], None]] = {

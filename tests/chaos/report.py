@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from tests.chaos.schedule import Fault
 
 FINDINGS = ("lost", "doubled", "wrong", "disordered", "unexplained")
+_COUNTED = ("faults", "not_reached", "steps", "started_by_hand")
+_ADDED = ("messages_sent", "rows", "wall_s", *FINDINGS)
 
 
 class Suffered(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,19 +89,12 @@ def add_up(results: Iterable[Result]) -> Result:
         recovery_s = dict(total.recovery_s)
         for kind, values in item.recovery_s.items():
             recovery_s[kind] = [*recovery_s.get(kind, []), *values]
-        total = Result(
-            seeds=[*total.seeds, *item.seeds],
-            recovery_s=recovery_s,
-            violation="; ".join(filter(None, (total.violation, item.violation))),
-            **{
-                name: dict(Counter(getattr(total, name)) + Counter(getattr(item, name)))
-                for name in ("faults", "not_reached", "steps", "started_by_hand")
-            },
-            **{
-                name: getattr(total, name) + getattr(item, name)
-                for name in ("messages_sent", "rows", "wall_s", *FINDINGS)
-            },
-        )
+        sums: dict[str, Any] = {
+            **{name: dict(Counter(getattr(total, name)) + Counter(getattr(item, name))) for name in _COUNTED},
+            **{name: getattr(total, name) + getattr(item, name) for name in _ADDED},
+        }
+        violation = "; ".join(filter(None, (total.violation, item.violation)))
+        total = Result(seeds=[*total.seeds, *item.seeds], recovery_s=recovery_s, violation=violation, **sums)
     return total
 
 
@@ -120,11 +116,11 @@ def as_text(result: Result) -> str:
     for kind, done in sorted(result.faults.items(), key=lambda item: -item[1]):
         p50_s, p99_s = np.quantile(result.recovery_s[kind], (0.5, 0.99))
         lines.append(f"{kind:<22}{done:>7}{p50_s:>12.1f} s{p99_s:>7.1f} s")
+    fenced, not_reached = sum(result.started_by_hand.values()), sum(result.not_reached.values())
     lines += [
         f"{'all':<22}{sum(result.faults.values()):>7}",
-        f"not reached: {sum(result.not_reached.values())}; started by hand after a fence: "
-        f"{sum(result.started_by_hand.values())}; named steps hit: {len(result.steps)}",
-        f"{result.messages_sent:,} messages sent, {result.rows:,} rows compared, {result.wall_s:,.0f} s, "
+        f"not reached: {not_reached}; started by hand after a fence: {fenced}; named steps hit: {len(result.steps)}",
+        f"{result.messages_sent:,} messages sent, {result.rows:,} rows compared, {result.wall_s:,.0f} s",
         f"seeds {', '.join(map(str, result.seeds))}",
         ", ".join(f"{getattr(result, name)} {name}" for name in FINDINGS),
     ]

@@ -22,16 +22,17 @@ from streamforge.platform.plan import BROKER, SIMULATOR, PlatformFiles, Platform
 from streamforge.processes import remembered_ports
 from streamforge.settings import Settings
 from streamforge.supervision import send_command
-from tests.chaos.inject import NotReachedError, inject, victims_of
-from tests.chaos.lake import LANDED, put_warehouse_behind_a_link
+from tests.chaos.inject import inject, is_passing, victims_of
+from tests.chaos.lake import put_warehouse_behind_a_link
 from tests.chaos.line import Outcome, RunningLine, run_line, tell
 from tests.chaos.report import Result, Suffered, count
-from tests.chaos.scene import Aborted, Scene, Violation
-from tests.chaos.schedule import TARGETS, VICTIMS, WRITERS, Fault
+from tests.chaos.scene import Aborted, NotReachedError, Scene, ViolationError
+from tests.chaos.schedule import TABLES, TARGETS, VICTIMS, WRITERS, Fault
 
 _LEFT_OUT = ("history-parser", "inference")
 """Consumers that the line does without: they have nothing to do here."""
 
+_TRADES_PER_S = 160.0
 _CLI = ["-m", "cli"]
 _QUIET_S = 2.0
 _STOP_TIMEOUT_S = 120.0
@@ -67,6 +68,7 @@ class Run:
             outcome = run_line(
                 home,
                 seed=self.seed,
+                trades_per_s=_TRADES_PER_S,
                 shape=lambda settings, plan: self._shape(settings, plan, orders),
                 mistreat=lambda running: self._mistreat(running, orders),
                 stop=self._stop_market,
@@ -101,7 +103,7 @@ class Run:
         )
 
     def _mistreat(self, running: RunningLine, orders: Path) -> None:
-        running.line.landed = tuple(running.contracts[name] for name in LANDED)
+        running.line.landed = tuple(running.contracts[name] for name in TABLES)
         scene = self._scene = Scene(running.settings, running.contracts, running.plan, orders)
         scene.start_watching((*VICTIMS, BROKER))
         self._since_s = time.monotonic()
@@ -115,14 +117,13 @@ class Run:
                 while lane.is_alive():
                     lane.join(1.0)
             # What was in trouble when a lane of another target ended has had its time; now all have to work.
-            for name in VICTIMS:
-                scene.wait_at_work(name, scene.mark(name))
+            scene.wait_at_work({name: scene.mark(name) for name in VICTIMS})
         except Aborted:
             pass
         finally:
             scene.aborted.set()
         if self.problems:
-            raise Violation(self.problems.pop())
+            raise ViolationError(self.problems.pop())
 
     def _lane(self, scene: Scene, target: str) -> None:
         try:
@@ -130,7 +131,7 @@ class Run:
                 self._suffer(scene, fault)
         except Aborted:
             return
-        except Exception as error:  # noqa: BLE001 - a thread's end has to be known to the others
+        except Exception as error:  # noqa: BLE001 - whatever ends a lane has to be known to the others
             self.problems.append(f"{target}: {type(error).__name__}: {error}")
             scene.aborted.set()
 
@@ -144,8 +145,7 @@ class Run:
             self.suffered.append(Suffered(fault=fault, at_s=round(at_s, 2), recovery_s=None))
             return
         over_s = time.monotonic()
-        for name, mark in marks.items():
-            scene.wait_at_work(name, mark)
+        scene.wait_at_work(marks, one_will_do=is_passing(fault))
         recovery_s = time.monotonic() - over_s
         self.suffered.append(Suffered(fault=fault, at_s=round(at_s, 2), recovery_s=recovery_s))
         where = f" at {fault.step}" if fault.step else ""
@@ -172,7 +172,7 @@ class Run:
                 before, since_s = now, time.monotonic()
             if time.monotonic() > deadline_s:
                 msg = f"the market has not ended, or the loader not come to rest, within {_STOP_TIMEOUT_S:g} s"
-                raise Violation(msg)
+                raise ViolationError(msg)
             time.sleep(0.1)
 
 

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,11 +38,15 @@ _DONE_COUNTER = "streamforge_outputs_total"
 T = TypeVar("T")
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """Something that must not be: who did not come back, or two that both survived."""
 
 
-class Aborted(Exception):  # noqa: N818 - not an error: another lane has failed
+class NotReachedError(Exception):
+    """The step of a fault was not passed in time, or another fault stood in the way: nothing was done."""
+
+
+class Aborted(Exception):  # noqa: N818 - not an error
     """Another lane has failed: nothing more is to be done."""
 
 
@@ -135,14 +139,14 @@ class Scene:
         """Return the first truthy value of `condition`.
 
         Raises:
-            Violation: there is none within `timeout_s`.
+            ViolationError: there is none within `timeout_s`.
             Aborted: another lane has failed.
         """
         deadline_s = time.monotonic() + timeout_s
         while not (value := condition()):
             if time.monotonic() > deadline_s:
                 msg = f"not within {timeout_s:g} s: {what}"
-                raise Violation(msg)
+                raise ViolationError(msg)
             self.pause(_LOOK_S)
         return value
 
@@ -154,29 +158,26 @@ class Scene:
         """Return what is remembered of a process before its trouble."""
         return Mark(self._found[name].pid)
 
-    def wait_at_work(self, name: str, before: Mark) -> None:
-        """Wait until a process is ready and has got something done since its trouble.
+    def wait_at_work(self, before: Mapping[str, Mark], *, one_will_do: bool = False) -> None:
+        """Wait until each process (or one of them) is ready and has got something done since its trouble.
 
         Raises:
-            Violation: it did not come back.
+            ViolationError: it did not come back; its log says where it stands.
         """
-        done: float | None = None
+        left, done = dict(before), dict[str, float]()
 
-        def works() -> bool:
-            nonlocal done
-            pid, now = self._found[name].pid, self._done(name)
-            if now is None:
-                return False
-            if pid != before.pid:
-                return now > 0
-            if done is None:
-                done = now
-            return now > done
+        def all_work() -> bool:
+            for name, mark in before.items():
+                pid, now = self._found[name].pid, self._done(name)
+                if name in left and now is not None and now > (done.setdefault(name, now) if pid == mark.pid else 0):
+                    del left[name]
+            return not left or (one_will_do and len(left) < len(before))
 
         try:
-            self.wait(works, RECOVERY_TIMEOUT_S, f"{name} is at work again")
-        except Violation:
-            self.kill(name, TELL_WHERE)
+            self.wait(all_work, RECOVERY_TIMEOUT_S, f"at work again: {', '.join(before)}")
+        except ViolationError:
+            for name in left:
+                self.kill(name, TELL_WHERE)
             raise
 
     # Trouble
@@ -198,7 +199,7 @@ class Scene:
         obeyed = obeyed_file(self.orders, name)
         try:
             self.wait(obeyed.exists, timeout_s, "an order is obeyed")
-        except Violation:
+        except ViolationError:
             order_file(self.orders, name).unlink(missing_ok=True)
             return obeyed.exists()
         return True

@@ -22,8 +22,11 @@ MEMBERS = (*PROCESSORS, *WRITERS)
 """Those that are in a consumer group."""
 VICTIMS = (LOADER, *MEMBERS)
 BROKER, LAKE = "broker", "lake"
-TARGETS = (*VICTIMS, BROKER, LAKE)
-"""What a fault is done to; `lake` is catalog, warehouse and tables. Faults of one target come one after the other."""
+TABLES = ("raw-depth", "raw-trades", "trades", "bars", "market-gaps")
+"""Contracts whose tables the line fills."""
+
+TARGETS = (*VICTIMS, BROKER, LAKE, *(f"table {name}" for name in TABLES))
+"""What a fault is done to; `lake` is catalog and warehouse. Faults of one target come one after the other."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,32 +70,33 @@ class Kind:
     hold_s: tuple[float, float] = (0.0, 0.0)
 
 
+_TABLE_TARGETS = tuple(target for target in TARGETS if target.startswith("table "))
 _BEYOND_SESSION_S = (SESSION_TIMEOUT_S + 0.5, SESSION_TIMEOUT_S + 2.5)
 KINDS: Mapping[str, Kind] = {
-    "kill": Kind(VICTIMS, 10),
-    "kill_at_step": Kind(VICTIMS, 16),
-    "freeze": Kind(VICTIMS, 6, (0.2, 2.0)),
-    "zombie": Kind(VICTIMS, 4, _BEYOND_SESSION_S),
-    "zombie_at_step": Kind(MEMBERS, 5, _BEYOND_SESSION_S),
-    "transaction_timeout": Kind(PROCESSORS, 2, (TRANSACTION_TIMEOUT_S + 0.3, SESSION_TIMEOUT_S - 0.2)),
-    "rebalance": Kind(WRITERS, 2, _BEYOND_SESSION_S),
-    "twin": Kind(MEMBERS, 2),
+    "kill": Kind(VICTIMS, 6),
+    "kill_at_step": Kind(VICTIMS, 12),
+    "freeze": Kind(VICTIMS, 8, (0.2, 2.0)),
+    "zombie": Kind(VICTIMS, 2, _BEYOND_SESSION_S),
+    "zombie_at_step": Kind(MEMBERS, 3, _BEYOND_SESSION_S),
+    "transaction_timeout": Kind(PROCESSORS, 1.5, (TRANSACTION_TIMEOUT_S + 0.3, SESSION_TIMEOUT_S - 0.2)),
+    "rebalance": Kind(WRITERS, 1, _BEYOND_SESSION_S),
+    "twin": Kind(MEMBERS, 1),
     "pause_resume": Kind(VICTIMS, 6, (0.3, 2.0)),
-    "clock_jump": Kind(VICTIMS, 8),
-    "slow_disk": Kind(WRITERS, 6, (0.5, 3.0)),
-    "full_disk": Kind(WRITERS, 4, (0.5, 2.5)),
-    "commit_refused": Kind(WRITERS, 5),
-    "answer_lost": Kind(WRITERS, 8),
-    "false_conflict": Kind(WRITERS, 5),
-    "broker_kill": Kind((BROKER,), 0.7),
-    "broker_freeze": Kind((BROKER,), 2, (1.0, 8.0)),
-    "foreign_commit": Kind((LAKE,), 12),
-    "expire_snapshots": Kind((LAKE,), 7),
-    "catalog_locked": Kind((LAKE,), 5, (0.5, 2.5)),
-    "catalog_away": Kind((LAKE,), 2, (4.0, 6.0)),
+    "clock_jump": Kind(VICTIMS, 10),
+    "slow_disk": Kind(WRITERS, 8, (0.5, 3.0)),
+    "full_disk": Kind(WRITERS, 3, (0.5, 2.5)),
+    "commit_refused": Kind(WRITERS, 8),
+    "answer_lost": Kind(WRITERS, 12),
+    "false_conflict": Kind(WRITERS, 8),
+    "broker_kill": Kind((BROKER,), 0.3),
+    "broker_freeze": Kind((BROKER,), 1.5, (1.0, 8.0)),
+    "foreign_commit": Kind(_TABLE_TARGETS, 24),
+    "expire_snapshots": Kind(_TABLE_TARGETS, 14),
+    "catalog_locked": Kind((LAKE,), 4, (0.5, 2.5)),
+    "catalog_away": Kind((LAKE,), 1, (4.0, 6.0)),
     "store_away": Kind((LAKE,), 4, (0.3, 2.5)),
-    "replay": Kind((LAKE,), 3),
-    "replay_killed": Kind((LAKE,), 2),
+    "replay": Kind((LAKE,), 0.8),
+    "replay_killed": Kind((LAKE,), 0.8),
 }
 
 _INSIDE_TRANSACTION = ("after_begin", "after_outputs", "after_changelog", "after_flush", "after_offsets")
@@ -110,7 +114,7 @@ def steps_of(target: str) -> tuple[str, ...]:
     if target == LOADER:
         return LOADER_STEPS
     if target in WRITERS:
-        return tuple(step for step in WRITER_STEPS if "dead_letters" not in step or "before" in step)
+        return WRITER_STEPS
     return tuple(f"{target}.{step}" for step in TRANSACTION_STEPS)
 
 

@@ -1,4 +1,4 @@
-"""The whole line under load: its consumers killed at random, its writer away; nothing is lost or doubled."""
+"""The whole line under load: in all kinds of trouble, its writer away; nothing is lost, doubled or out of order."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ import pytest
 
 from streamforge.demo.session import captured
 from tests.chaos.line import AWAY_TIMEOUT_S, RunningLine, run_line
+from tests.chaos.report import FINDINGS
+from tests.chaos.schedule import KINDS
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.integration, pytest.mark.timeout(900)]
 
-KILLS = 6
+FAULTS = 50
 MESSAGES_WITHOUT_WRITER = 8_000
 
 
-def test_line_with_consumers_killed_at_random_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.chaos", "--kills", str(KILLS), "--seed", "11", "--output", "json"]
+def test_line_in_all_kinds_of_trouble_loses_doubles_and_disorders_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.chaos", "--faults", str(FAULTS), "--seed", "11", "--output", "json"]
     done = subprocess.run([*command, "--folder", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     found = json.loads(done.stdout)
-    assert (found["ok"], found["lost"], found["doubled"]) == (True, 0, 0), done.stderr
-    assert sum(found["kills"].values()) == KILLS
-    trades = next(item for item in found["comparisons"] if item["table"] == "trades" and item["against"] == "raw")
-    assert trades["records"] > 0
-    assert found["ledger"]["sent"] == found["ledger"]["in_raw"] > 0
+    assert found["ok"], found
+    assert [found[name] for name in FINDINGS] == [0] * len(FINDINGS)
+    assert found["rows"] > 0
+    assert sum(found["faults"].values()) + sum(found["not_reached"].values()) == FAULTS
+    # Each kind comes at least once; whether a step is passed in time is the machine's affair.
+    assert {*found["faults"], *found["not_reached"]} == set(KINDS)
+    assert sum(found["not_reached"].values()) <= FAULTS // 10
 
 
 def test_writer_that_stands_still_holds_nothing_up_and_catches_up_afterwards(tmp_path: Path) -> None:
