@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cli.common import DryRunOption, Output, OutputOption, command, emit
 from streamforge import faults
-from streamforge.collector import calm_collector
+from streamforge.collector import calm_collector, plain_arrow_memory
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.errors import ConfigurationError
 from streamforge.metrics import MetricsServer, ProcessMetrics
@@ -57,6 +57,7 @@ def run(
         return 0
     server = MetricsServer(metrics, port=metrics_port, host=settings.metrics_host)
     calm_collector()
+    plain_arrow_memory()
     try:
         code = run_worker(worker, settings, contracts, slot=slot, metrics=metrics, metrics_port=server.port)
     finally:
