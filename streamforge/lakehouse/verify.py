@@ -23,7 +23,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from confluent_kafka import Message
@@ -43,16 +42,16 @@ from streamforge.lakehouse.protocol import TableState
 from streamforge.lakehouse.remake import RECIPES, ReparseTrades, lineage_of
 from streamforge.lakehouse.replay_plan import RAW_COLUMNS, SOURCE_COLUMNS, Lineage
 from streamforge.lakehouse.rows import RowDecoder
+from streamforge.letters import dead_letters
 from streamforge.log_reader import log_ends, log_starts, read_range
 from streamforge.market.parsing import Parsed, ParserLimits, ParserState, parse_records
-from streamforge.market.records import DeadLetter, RawRecord
+from streamforge.market.records import RawRecord
 from streamforge.offsets import OffsetRange, TopicPartition
 from streamforge.settings import Settings
 
 READ_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 _TAIL_OFFSETS = 64
-_LETTER = msgspec.json.Decoder(DeadLetter)
 
 Progress = Callable[[str, int, int], None]
 """Hears what is done, how far, and of how much."""
@@ -342,18 +341,13 @@ class _TableRun:
             return 0
         topic_id = topic_identity(self._settings, _topic(source)).topic_id
         letters = _topic(self._contracts[f"{source.id}.dlq"])
-        partitions = topic_partitions(self._settings, [letters])
         wanted, found = set(refused), set[Place]()
-        starts, ends = log_starts(self._settings, partitions), log_ends(self._settings, partitions)
-        for messages in read_range(self._settings, starts, ends, timeout_s=READ_TIMEOUT_S):
-            for message in messages:
-                try:
-                    letter = _LETTER.decode(message.value() or b"")
-                except msgspec.MsgspecError:
-                    continue  # Not a dead letter of ours, so it proves nothing.
-                place = (letter.partition, letter.offset, letter.index)
-                if letter.topic_id == topic_id and place in wanted:
-                    found.add(place)
+        for _, letter in dead_letters(self._settings, [letters]):
+            if letter is None:
+                continue  # Not a dead letter of ours, so it proves nothing.
+            place = (letter.partition, letter.offset, letter.index)
+            if letter.topic_id == topic_id and place in wanted:
+                found.add(place)
         missing = sorted(wanted - found)
         tally.note("lost", len(missing), (":".join(map(str, place)) for place in missing))
         tally.records += len(missing)
