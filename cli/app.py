@@ -27,6 +27,7 @@ COMMANDS = (
     LazyCommand("rebind", "cli.repair:rebind", "Go on with a topic that was recreated: a new source epoch."),
     LazyCommand("reconcile", "cli.repair:reconcile", "Mend the positions of a table that a person moved back."),
     LazyCommand("replay", "cli.replay:replay_command", "Make the rows of a source range again and replace them."),
+    LazyCommand("rebuild", "cli.rebuild:rebuild_command", "Make a table anew from all that its source still holds."),
     LazyCommand(
         "backfill", "cli.backfill:app", "Build bars of a past window again from the trades and mend the table."
     ),

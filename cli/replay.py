@@ -104,14 +104,14 @@ def replay_command(
         msg = f"nothing to replay: no record of {target.source.topic} is meant"
         raise ConfigurationError(msg)
     chosen = choose_engine(engine, settings, ranges, from_table=parts_from_table(target, ranges))
-    with _progress_bars(shown=output is Output.TEXT) as hear:
+    with progress_bars(shown=output is Output.TEXT) as hear:
         if dry_run:
             plan, barrier = preview(settings, contracts, table, ranges, engine=chosen, progress=hear)
             result = {**plan.as_dict(), "barrier": barrier.as_dict(), "dry_run": True}
         else:
             report = replay(settings, contracts, table, ranges, engine=chosen, wait_s=wait_s, progress=hear)
             result = {**report.as_dict(), "dry_run": False}
-    emit(result, output, lambda: _render(result))
+    emit(result, output, lambda: render_replay(result))
     return 0
 
 
@@ -140,7 +140,7 @@ def _window(from_time: str | None, to_time: str | None, kind: TimeKind) -> _Wind
 
 
 @contextmanager
-def _progress_bars(*, shown: bool) -> Iterator[Hear]:
+def progress_bars(*, shown: bool) -> Iterator[Hear]:
     """Show a bar for each stage on standard error; nothing where it is no terminal."""
     bars = Progress(
         TextColumn("{task.description:>8}"),
@@ -162,7 +162,8 @@ def _progress_bars(*, shown: bool) -> Iterator[Hear]:
         yield hear
 
 
-def _render(result: dict[str, Any]) -> Group:
+def render_replay(result: dict[str, Any]) -> Group:
+    """Return the report of a replay or of its plan as people read it."""
     grid = Table(show_header=False, box=None)
     places = {"table": "from the raw table", "kafka": "from Kafka"}
     shown = [

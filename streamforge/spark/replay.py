@@ -21,14 +21,15 @@ import pyarrow as pa
 from pyiceberg.catalog.noop import NoopCatalog
 from pyiceberg.io import FileIO
 from pyiceberg.manifest import DataFile
-from pyiceberg.table import FileScanTask, Table
+from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 
 from streamforge.errors import ConfigurationError, ProcessError, StreamForgeError
 from streamforge.kafka import TopicIdentity
 from streamforge.lakehouse.content_hash import ContentHash
 from streamforge.lakehouse.remake import MakeRemake
-from streamforge.lakehouse.replay_plan import Counts, Lineage, Plan, RowIndex, TouchedFile, merged_ranges
+from streamforge.lakehouse.replay_parts import merged_plan
+from streamforge.lakehouse.replay_plan import Lineage, Plan, RowIndex
 from streamforge.lakehouse.replay_run import (
     IN_PROCESS,
     DataFiles,
@@ -186,37 +187,6 @@ class _Work:
 class _Written:
     files: list[DataFile] = field(default_factory=list)
     made: ContentHash = field(default_factory=ContentHash)
-
-
-def merged_plan(lineage: Lineage, plans: Sequence[Plan]) -> Plan:
-    """Return the plan for all ranges of `plans`, which were made on one table snapshot for disjoint topic-partitions.
-
-    Its index is empty: that is for the pass that writes, and each task makes its own.
-    """
-    first = plans[0]
-    tasks: dict[str, FileScanTask] = {}
-    rows_in_ranges: dict[str, int] = {}
-    dropped: dict[str, int] = {}
-    for plan in plans:
-        for each in plan.touched:
-            path = each.task.file.file_path
-            tasks.setdefault(path, each.task)
-            rows_in_ranges[path] = rows_in_ranges.get(path, 0) + each.rows_in_ranges
-        for reason, count in plan.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + count
-    added = [plan.added for plan in plans if plan.added is not None]
-    return replace(
-        first,
-        ranges=merged_ranges(each for plan in plans for each in plan.ranges),
-        touched=tuple(TouchedFile(task, rows_in_ranges[path]) for path, task in tasks.items()),
-        kept_rows=sum(task.file.record_count - rows_in_ranges[path] for path, task in tasks.items()),
-        counts=sum((plan.counts for plan in plans), Counts()),
-        hash_now=sum((plan.hash_now for plan in plans), ContentHash()),
-        hash_after=sum((plan.hash_after for plan in plans), ContentHash()),
-        dropped=dropped,
-        index=RowIndex(lineage, [], []),
-        added=pa.concat_tables(added) if added else None,
-    )
 
 
 def _plan_part(work: _Work, ranges: Sequence[OffsetRange], stream: RecordStream) -> Plan | None:
