@@ -27,7 +27,8 @@ def small_folder(contract_folder: Path) -> Path:
             path.unlink()
     edit(
         contract_folder / "dlq.yaml",
-        "[letter-decisions, raw-candles-backfill, venue-bars, predictions, raw-trades, raw-depth, trades, bars, market-gaps]",
+        "[letter-decisions, raw-candles-backfill, venue-bars, predictions, raw-trades, raw-depth, trades, bars, "
+        "market-gaps]",
         "[trades]",
     )
     edit(contract_folder / "trades.yaml", "  - {property: topic.inputs, value: [raw-trades]}\n", "")
