@@ -1,6 +1,8 @@
-"""Search the model further than the tests do: every fault and all others in each scenario, up to a depth.
+"""Search the model further than the tests do: every fault and all others in each scenario.
 
-uv run python -m tests.model --depth 12 --output json
+All histories up to a depth, then random walks to the end:
+
+    uv run python -m tests.model --depth 8 --walks 200 --output json
 """
 
 from __future__ import annotations
@@ -11,28 +13,37 @@ import sys
 from collections.abc import Sequence
 
 from tests.model.connected import connected
-from tests.model.scenarios import SCENARIOS, larger
-from tests.model.search import Result, search
+from tests.model.scenarios import SCENARIOS, larger_scenarios
+from tests.model.search import Result, search, walk
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search scenario after scenario and print what each reached; 1 where something is broken."""
-    parser = argparse.ArgumentParser(prog="python -m tests.model", description=__doc__)
-    parser.add_argument("--depth", type=int, default=10, help="steps of the longest history")
-    parser.add_argument("--states", type=int, default=500_000, help="states of one scenario after which it is given up")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--depth", type=int, default=8, help="steps of the longest history that is searched")
+    parser.add_argument("--states", type=int, default=500_000, help="states after which a scenario is given up")
+    parser.add_argument("--walks", type=int, default=0, help="random walks through each scenario")
+    parser.add_argument("--seed", type=int, default=0, help="of the walks")
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), action="append", help="only these")
     parser.add_argument("--as-tested", action="store_true", help="only the faults that the tests have")
     parser.add_argument("--output", choices=("text", "json"), default="text")
     options = parser.parse_args(arguments)
+    scenarios = SCENARIOS if options.as_tested else larger_scenarios()
     results = []
-    for name in options.scenario or SCENARIOS:
-        scenario = SCENARIOS[name] if options.as_tested else larger(SCENARIOS[name])
+    for name, scenario in scenarios.items():
+        if options.scenario and name not in options.scenario:
+            continue
         with connected():
             results.append(search(scenario, depth=options.depth, states_max=options.states))
-        sys.stderr.write(f"{_line(results[-1])}\n")
+            _tell("search", results[-1])
+            if options.walks:
+                results.append(walk(scenario, walks=options.walks, seed=options.seed))
+                _tell("walks", results[-1])
     states = sum(result.states for result in results)
     if options.output == "json":
-        report = {"states": states, "scenarios": [result.as_dict() for result in results]}
+        report = {"states": states, "seed": options.seed, "scenarios": [result.as_dict() for result in results]}
         sys.stdout.write(f"{json.dumps(report, indent=2)}\n")
     else:
         broken = "\n".join(str(result) for result in results if result.broken)
@@ -40,10 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(result.broken for result in results))
 
 
-def _line(result: Result) -> str:
+def _tell(how: str, result: Result) -> None:
     reached = "all" if result.is_complete else f"to depth {result.depth}"
     found = f"BROKEN: {result.broken}" if result.broken else "holds"
-    return f"{result.scenario:26} {result.states:>9,} states, {reached}, {result.wall_s:.1f} s: {found}"
+    line = f"{result.scenario:26} {how:6} {result.states:>9,} states, {reached}, {result.wall_s:.1f} s: {found}"
+    sys.stderr.write(f"{line}\n")
 
 
 if __name__ == "__main__":

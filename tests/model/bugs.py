@@ -283,7 +283,7 @@ BUGS = (
     Bug("retry rebases as the library's", "handover", rebasing_retry, "back from its heir"),
     Bug("no compare before a first attempt", "maintained", no_first_compare, "fenced"),
     Bug("no compare after a refresh", "handover", no_compare_after_refresh, "fenced"),
-    Bug("owner epoch not compared", "handover", no_owner_compare, "fenced"),
+    Bug("owner and owner epoch not compared", "handover", no_owner_compare, "fenced"),
     Bug("next_offset not compared", "two owners", no_position_compare, "doubled"),
     Bug("only one topic-partition compared", "together", first_partition_only, "fenced"),
     Bug("rollback not looked for", "rolled back", no_history_check, "moved back"),

@@ -148,9 +148,15 @@ _ALL = (
 SCENARIOS = {item.name: item for item in _ALL}
 
 
-def larger(scenario: Scenario) -> Scenario:
-    """Return the same with every fault and all others beside it, for a search that may take long."""
+def larger_scenarios() -> dict[str, Scenario]:
+    """Return the scenarios with every fault and all others in each, those that are then the same only once."""
+    found: dict[Scenario, str] = {}
+    for item in _ALL:
+        found.setdefault(replace(_larger(item), name="", says=""), item.name)
+    return {name: replace(item, name=name, says=SCENARIOS[name].says) for item, name in found.items()}
+
+
+def _larger(scenario: Scenario) -> Scenario:
     left = Left(*(max(count, 1) for count in scenario.left))
-    left = left._replace(rebalances=max(2, left.rebalances) if scenario.writers > 1 else 0)
-    replayed = scenario.replayed or (OffsetRange(TOPIC, 0, 0, 1),)
-    return replace(scenario, left=left, replayed=replayed)
+    left = left._replace(rebalances=2 if scenario.writers > 1 else 0)
+    return replace(scenario, left=left, replayed=scenario.replayed or (OffsetRange(TOPIC, 0, 0, 1),))

@@ -1,7 +1,8 @@
-"""A breadth-first search over all interleavings, so that the first history found is a shortest one."""
+"""A breadth-first search over all interleavings, so that the first history found is a shortest one; random walks."""
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -84,6 +85,49 @@ def search(scenario: Scenario, *, depth: int | None = None, states_max: int | No
         layer = following
         deep += 1 if following else 0
     return result(is_complete=not layer)
+
+
+def walk(scenario: Scenario, *, walks: int, seed: int, length_max: int = 500) -> Result:
+    """Go at random from the beginning to the end, again and again: deeper than a search of a large scenario gets.
+
+    Every step from every state on the way is taken, so what one step aside would break is found too.
+
+    Args:
+        scenario: who is there and what may happen.
+        walks: how often.
+        seed: of the choices.
+        length_max: steps after which a walk is given up.
+    """
+    started_s = time.perf_counter()
+    forget_interned()
+    model, choices = Model(scenario), random.Random(seed)
+    first = model.first()
+    seen, taken, deep = {first}, 0, 0
+
+    def result(broken: str | None = None, history: tuple[str, ...] = ()) -> Result:
+        wall_s = round(time.perf_counter() - started_s, 3)
+        return Result(
+            scenario.name, len(seen), taken, deep, is_complete=False, wall_s=wall_s, broken=broken, history=history
+        )
+
+    for _ in range(walks):
+        state, labels = first, list[str]()
+        while len(labels) < length_max:
+            try:
+                steps = [step for step in model.steps(state) if step.state != state]
+                if all(step.is_fault for step in steps):
+                    check_end(state, scenario)
+            except BrokenError as broken:
+                return result(str(broken), tuple(labels))
+            seen.update(step.state for step in steps)
+            taken += len(steps)
+            if not steps:
+                break
+            step = choices.choice(steps)
+            state = step.state
+            labels.append(step.label)
+        deep = max(deep, len(labels))
+    return result()
 
 
 def _history(came_from: dict[State, tuple[State, str] | None], state: State) -> tuple[str, ...]:

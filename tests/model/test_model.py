@@ -9,8 +9,8 @@ import pytest
 from tests.model.__main__ import main
 from tests.model.bugs import BUGS, Bug
 from tests.model.connected import connected
-from tests.model.scenarios import SCENARIOS
-from tests.model.search import search
+from tests.model.scenarios import SCENARIOS, larger_scenarios
+from tests.model.search import search, walk
 from tests.model.state import Scenario
 
 STATES_MIN = 200
@@ -37,8 +37,17 @@ def test_rule_left_out_is_found(bug: Bug) -> None:
     assert result.history
 
 
-def test_search_of_all_faults_prints_states_explored(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--depth", "4", "--output", "json"]) == 0
+def test_search_and_walks_with_all_faults_print_states_explored(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--depth", "3", "--walks", "2", "--output", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["states"] == sum(item["states"] for item in report["scenarios"]) > len(SCENARIOS)
-    assert {item["scenario"] for item in report["scenarios"]} == set(SCENARIOS)
+    assert {item["scenario"] for item in report["scenarios"]} == set(larger_scenarios())
+
+
+def test_walk_finds_a_rule_left_out_too() -> None:
+    bug = next(bug for bug in BUGS if bug.scenario == "handover")
+    with connected() as patch:
+        bug.plant(patch)
+        result = walk(SCENARIOS[bug.scenario], walks=200, seed=1)
+    assert result.broken is not None
+    assert bug.says in result.broken
