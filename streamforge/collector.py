@@ -26,6 +26,6 @@ def plain_arrow_memory() -> None:
     Its own pool (mimalloc) gives pages back to the system after each fetch and takes them again with the next,
     beside the pages that Python keeps: a quarter more CPU and a third more memory for the writer (ADR 0086).
     """
-    import pyarrow as pa
+    import pyarrow as pa  # noqa: PLC0415 - not every process has Arrow loaded
 
     pa.set_memory_pool(pa.system_memory_pool())

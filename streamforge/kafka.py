@@ -89,6 +89,7 @@ def consumer_config(settings: Settings, *, group: str, slot: str, **extra: Any) 
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
             "fetch.queue.backoff.ms": 2,
+            "queued.max.messages.kbytes": 16_384,  # the client's 64 MiB of small records are 200 MiB of memory
             **extra,
         },
     )

@@ -104,6 +104,7 @@ class LineCutter:
         starts, ends = places[1:-1:2], places[2:-1:2]
         gap_starts = places[:-2:2].reshape(-1, len(self._gaps))
         gap_bytes = starts.reshape(gap_starts.shape) - gap_starts
+        # Places in order first: only then is each text that is looked at below, or cut later, inside the lines.
         if not (gap_bytes == self._gap_bytes).all() or not (starts <= ends).all():
             return False
         if lines[places[-2] :] != self._end:

@@ -42,6 +42,8 @@ BAD_TEXT = "bad_text"
 BAD_HEADERS = "bad_headers"
 BAD_KEY = "bad_key"
 
+CUT_FROM_RECORDS = 500
+
 _WIRE_TYPES: dict[str, Any] = {"string": str, "int": int, "long": int, "boolean": bool, "double": float}
 _ALWAYS_FITS = 20
 """Characters of digits and a point that hold less than 10^20."""
@@ -88,13 +90,14 @@ class RowDecoder:
 
     Args:
         contract: of the topic.
-        cut: whether to cut columns out of records in the contract's own form; without it the result is the same, later.
+        cut_from: so many records are cut into columns where they have the contract's own form; fewer are decoded as
+            JSON, which begins faster. The result is the same.
 
     Raises:
         ConfigurationError: the contract asks for what a row cannot be made of.
     """
 
-    def __init__(self, contract: Contract, *, cut: bool = True) -> None:
+    def __init__(self, contract: Contract, *, cut_from: int = CUT_FROM_RECORDS) -> None:
         if contract.topic is None or contract.table is None:
             msg = f"contract {contract.id} ({contract.path}) has no topic and table, so it has no rows"
             raise ConfigurationError(msg)
@@ -110,7 +113,8 @@ class RowDecoder:
             self._wire = contract.wire_fields
             self._json = msgspec.json.Decoder(_wire_struct(contract.id, self._wire))
             self._getters = [attrgetter(item.name) for item in self._wire]
-            self._cutter = LineCutter(self._wire) if cut and LineCutter.cuts(self._wire) else None
+            self._cutter = LineCutter(self._wire) if LineCutter.cuts(self._wire) else None
+            self._cut_from = cut_from
             self._enums = {item.name: pa.array(item.enum, pa.string()) for item in self._wire if item.enum}
             self._columns = self._json_columns
         else:
@@ -169,7 +173,9 @@ class RowDecoder:
 
     def _cut_columns(self, values: Sequence[bytes]) -> dict[str, pa.Array[Any]] | None:
         """Return the columns without decoding JSON; None where there is any doubt, or a value that does not fit."""
-        texts = self._cutter.cut(values) if self._cutter is not None else None
+        if self._cutter is None or len(values) < self._cut_from:
+            return None
+        texts = self._cutter.cut(values)
         if texts is None:
             return None
         for name, known in self._enums.items():

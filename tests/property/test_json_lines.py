@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from hypothesis import strategies as st
 
 from streamforge.contracts import load_contracts
 from streamforge.lakehouse.json_lines import LineCutter
-from streamforge.lakehouse.rows import Decoded, RowDecoder
+from streamforge.lakehouse.rows import CUT_FROM_RECORDS, Decoded, RowDecoder
 from tests.kafka_records import Record
 from tests.writer_support import trade_value
 
 CONTRACTS = load_contracts(Path(__file__).resolve().parents[2] / "contracts")
 TRADES = CONTRACTS["trades"]
-CUTTING, PLAIN = RowDecoder(TRADES), RowDecoder(TRADES, cut=False)
+CUTTING, PLAIN = RowDecoder(TRADES, cut_from=1), RowDecoder(TRADES, cut_from=sys.maxsize)
 FIRST, SECOND = trade_value(1), trade_value(2)
 END = b',"parser_version":"1"}'
 
@@ -136,3 +137,12 @@ def test_text_moved_over_the_border_of_two_records_changes_nothing(sizes: list[i
     lines = edited(b"\n".join(trade_value(size) for size in sizes), [(place, 0, odd)])
     agree(lines.split(b"\n"))
     agree([lines[start : start + len(FIRST)] for start in range(0, len(lines), len(FIRST))])
+
+
+def test_one_bad_record_in_a_fetch_that_is_cut_is_refused_alone() -> None:
+    values = [trade_value(number) for number in range(2 * CUT_FROM_RECORDS)]
+    values[700] = values[700].replace(b'"BUY"', b'"HOLD"')
+    records: Any = [Record(value, offset=offset) for offset, value in enumerate(values)]
+    decoded = RowDecoder(TRADES).decode(records)
+    assert outcome(decoded) == outcome(PLAIN.decode(records))
+    assert [item.message.offset() for item in decoded.refused] == [700]
