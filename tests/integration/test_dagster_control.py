@@ -93,7 +93,8 @@ def test_every_schedule_and_sensor_of_the_location_has_its_job_and_only_that_of_
     jobs = {job.name for job in repository.get_all_jobs()}
     scheduled = {each.job_name: each.default_status.value for each in repository.schedule_defs}
     assert set(scheduled) <= jobs
-    running = {"observe", "observe_consumers", "quality", "bars_backfill", "maintain", "remove_orphans"}
+    letters = {"observe_dead_letters", "check_dead_letters"}
+    running = {"observe", "observe_consumers", "quality", "bars_backfill", "maintain", "remove_orphans"} | letters
     assert scheduled == dict.fromkeys(running, "RUNNING") | {"marts": "STOPPED"}
     [sensor] = repository.sensor_defs
     assert (sensor.name, sensor.default_status.value) == ("stuck_consumers", "RUNNING")
