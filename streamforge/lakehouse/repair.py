@@ -16,7 +16,8 @@ P of the topic-partition and none at or above it. P is found twice, and the grea
 - the greatest source offset of the rows in `main`, plus 1. It counts where expiry has cut the chain before such a
   commit. Between it and P lie only markers and dead letters, which come again and are counted by identity.
 
-Without either, `main` holds nothing: P is the start of the first range that any retained commit tells, else 0.
+Without either, `main` holds nothing: P is the start of the first range that any commit told, where expiry has taken
+none before it, else 0.
 `next_offset` is no bound in either direction: where `main` is moved forward again it lies below P. An older epoch
 of a topic is complete when `main` holds anything of a later one.
 

@@ -226,18 +226,17 @@ def compact(port: Port) -> None:
         return
     merged = port.new_file(row for file in files for row in file.rows)
     port.drafts += 1
-    while table.head is not None and set(files) <= set(table.head.files):
-        kept = tuple(file for file in table.head.files if file not in files)
+    snapshot_id = port.number * 1000 + port.drafts
+    while table.head is not None and set(files) <= set(table.head.files) and table.snapshot(snapshot_id) is None:
         snapshot = ModelSnapshot(
-            snapshot_id=port.number * 1000 + port.drafts,
+            snapshot_id=snapshot_id,
             parent_snapshot_id=table.main,
             sequence_number=table.last_sequence_number + 1,
-            files=(*kept, merged),
+            files=(*(file for file in table.head.files if file not in files), merged),
             total=table.head.total,
         )
-        request = Request(
-            port.author, ((MAIN_BRANCH, table.main),), snapshot=interned(snapshot), main=snapshot.snapshot_id
-        )
+        asserted = ((MAIN_BRANCH, table.main),)
+        request = Request(port.author, asserted, snapshot=interned(snapshot), main=snapshot_id)
         if not isinstance(port.ask(Send(interned(request))), Lost):
             return
         table = _value(load(port))

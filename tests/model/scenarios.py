@@ -83,6 +83,15 @@ _ALL = (
         left=Left(rebalances=1),
         begun=True,
     ),
+    replace(
+        _HANDOVER,
+        name="asked",
+        says="a writer is asked for its topic-partition and lands what it has before it lets go; an answer is lost",
+        left=Left(rebalances=1, lost_answers=1),
+        lost=(Lost.RESET,),
+        asks=True,
+        begun=True,
+    ),
     Scenario(
         "two owners",
         "two writers land their own topic-partitions in one table; snapshots expire, an answer is lost",

@@ -75,6 +75,7 @@ class Scenario:
         replayed: what a replay is asked for, by topic-partition.
         reads_ahead: a fetch may be made before the one before it is taken in.
         retained: table snapshots that a writer keeps when it expires some after each commit; None: it never does.
+        asks: before a rebalance the group may wait for the writer to let go of its topic-partitions.
         begun: every topic-partition is claimed at the start, so that there are fewer steps to what is of interest.
         landed: so many fetches of the first writer have been committed at the start.
         lost: what a sender hears whose answer is lost.
@@ -89,6 +90,7 @@ class Scenario:
     replayed: tuple[OffsetRange, ...] = ()
     reads_ahead: bool = False
     retained: int | None = None
+    asks: bool = False
     begun: bool = False
     landed: int = 0
     lost: tuple[Lost, ...] = (Lost.RESET,)

@@ -152,7 +152,11 @@ class Model:
             check_refusal(state, number, writer, outcome.error, is_mended=self._is_mended(state, number))
         elif writer.call == "assigned":
             state = replace(state, assigned=_raised(state.assigned, writer.generations))
-        return _with(state, number, outcome.process)
+        process: Writer = outcome.process
+        if writer.hands_over is not None and outcome.error is None:
+            state = self._given(state, writer.hands_over, (number + 1) % len(self._writers))
+            process = replace(process, believed=(None,) * len(process.believed))
+        return _with(state, number, process)
 
     def _killed(self, state: State, number: int) -> State:
         writer, model = state.writers[number], self._writers[number]
@@ -183,10 +187,20 @@ class Model:
         for p, (owner, generation) in enumerate(state.owners):
             if owner != number or not (is_gone or state.left.rebalances):
                 continue
-            owners = (*state.owners[:p], (other, generation + 1), *state.owners[p + 1 :])
             left = state.left if is_gone else state.left._replace(rebalances=state.left.rebalances - 1)
+            after = replace(state, left=left)
             label = f"the group gives partition {p} to {self._writers[other].name}"
-            yield Step(label, replace(state, owners=owners, left=left), not is_gone)
+            yield Step(label, self._given(after, p, other), not is_gone)
+            writer = state.writers[number]
+            if self.scenario.asks and not is_gone and not writer.call and writer.believed[p] == generation:
+                asked = replace(writer.called("revoked", [item.partition for item in writer.held]), hands_over=p)
+                label = f"the group asks {self._writers[number].name} for partition {p}"
+                yield Step(label, self._go_on(after, number, asked), True)
+
+    def _given(self, state: State, partition: int, number: int) -> State:
+        _, generation = state.owners[partition]
+        owners = (*state.owners[:partition], (number, generation + 1), *state.owners[partition + 1 :])
+        return replace(state, owners=owners)
 
     def _client_steps(self, state: State, number: int) -> Iterator[Step]:
         client, model = state.clients[number], self._clients[number]

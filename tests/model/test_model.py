@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -18,10 +19,12 @@ STATES_MIN = 200
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
-def test_scenario_holds_in_every_interleaving(scenario: Scenario, record_property: pytest.FixtureRequest) -> None:
+def test_scenario_holds_in_every_interleaving(
+    scenario: Scenario, record_property: Callable[[str, object], None]
+) -> None:
     with connected():
         result = search(scenario)
-    record_property("states", result.states)  # type: ignore[operator]
+    record_property("states", result.states)
     assert result.broken is None, str(result)
     assert result.is_complete
     assert result.states > STATES_MIN

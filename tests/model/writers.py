@@ -86,6 +86,7 @@ class Writer:
         ahead: a fetch not yet taken in.
         call: what it is in the middle of; empty: nothing.
         generations: of the topic-partitions that the call is about.
+        hands_over: the topic-partition for which the group waits until the call has ended.
         answers: to the questions of the call.
         status: whether it runs.
     """
@@ -100,6 +101,7 @@ class Writer:
     ahead: Ahead | None = None
     call: str = ""
     generations: Generations = ()
+    hands_over: int | None = None
     answers: tuple[Answer, ...] = ()
     status: Status = Status.UP
 
@@ -185,8 +187,8 @@ class WriterModel:
                 starts = worker.assigned(items)
                 for item in items:
                     consumer.reading[item.partition] = starts[item]
-            case "lost":
-                worker.revoked(items, lost=True)
+            case "lost" | "revoked":
+                worker.revoked(items, lost=process.call == "lost")
                 consumer.ahead = None
             case "fetch":
                 consumer.ahead = self._fetched(process, items[0].partition)
@@ -242,6 +244,7 @@ class WriterModel:
             ahead=consumer.ahead,
             call="",
             generations=(),
+            hands_over=None,
             answers=(),
         )
 
