@@ -90,6 +90,7 @@ def consumer_config(settings: Settings, *, group: str, slot: str, **extra: Any) 
             "isolation.level": "read_committed",
             "fetch.queue.backoff.ms": 2,
             "queued.max.messages.kbytes": 16_384,  # the client's 64 MiB of small records are 200 MiB of memory
+            "fetch.max.bytes": 8_388_608,
             **extra,
         },
     )
