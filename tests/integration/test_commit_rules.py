@@ -394,6 +394,26 @@ def test_commit_beside_foreign_append_and_property_is_rebased_without_writing_da
     assert len(list(folder.rglob("*.parquet"))) == 2
 
 
+def test_commit_delayed_while_main_went_forward_and_back_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The asserted `main` is the same again: only the catalog's own check of sequence numbers tells."""
+    late, other = rig.writer("late"), rig.writer("other")
+    other.claim(1)
+    late.table = rig.fresh()
+    late.claim(0)
+    other.table = rig.fresh()
+    compared = other.table.metadata.current_snapshot_id
+    assert compared is not None
+
+    def there_and_back() -> None:
+        other.land_up_to({1: 10})
+        rig.roll_back(compared)
+
+    before_send(monkeypatch, there_and_back)
+    with pytest.raises(HistoryRolledBackError, match="streamforge reconcile"):
+        late.land(10)
+    assert rig.fresh().metadata.current_snapshot_id == compared
+
+
 def test_two_writers_given_one_partition_one_wins_and_the_other_is_fenced(rig: Rig) -> None:
     first, second = rig.writer("first"), rig.writer("second")
     first.claim()
