@@ -24,7 +24,7 @@ with an undelivered record into that state itself, so deliveries need no callbac
 
 A fenced member is the end of the process: another has the slot. A fenced producer is not, by itself: the
 broker fences one whose transaction outlived its timeout, too. The group is asked who has the slot; while it
-is this process, a new producer takes over again.
+is this process, a new producer takes over again. A call that does not return at all ends the process.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from streaming.processors.membership import group_metadata, slot_refusal
 from streaming.processors.takeover import Takeover, retention_of
 from streaming.processors.types import ChangelogRecord, Processor, Refused, S, Source, TransactionOptions
 from streaming.runner import Fetched
+from streaming.watchdog import Watchdog
 
 TRANSACTION_STEPS = (
     "takeover_fenced",
@@ -70,6 +71,7 @@ TRANSACTION_STEPS = (
 )
 
 _CALL_TIMEOUT_S = 10.0
+_CALL_OVERDUE_S = 4 * _CALL_TIMEOUT_S
 _UNTOLD_CODES = frozenset({KafkaError._STATE, KafkaError._FATAL})  # noqa: SLF001 - librdkafka's own names
 _MAX_ABORTS_IN_A_ROW = 10
 _log = structlog.get_logger(__name__)
@@ -218,6 +220,8 @@ class TransactionalWorker(Generic[S]):
             self._log.warning("transaction not aborted on close", detail=str(error))
             self._producer.purge()
             return
+        finally:
+            self._watchdog.close()
         self._producer.purge()
         with suppress(KafkaException):  # a fenced producer says so once more, and is closed all the same
             self._producer.close()
@@ -378,7 +382,8 @@ class TransactionalWorker(Generic[S]):
         self._in_transaction = False
         offsets = [KafkaTopicPartition(item.topic, item.partition, at) for item, at in self._durable.items()]
         try:
-            refusal = slot_refusal(self._settings, self._transactional_id, self._opened(), offsets)
+            with self._watchdog.over("asking the group for the slot", 2 * _CALL_OVERDUE_S):
+                refusal = slot_refusal(self._settings, self._transactional_id, self._opened(), offsets)
         except KafkaException as error:
             raise kafka_error(f"whether {self.kind} still has its slot cannot be asked", error.args[0]) from error
         if refusal is not None and is_fenced(refusal):
@@ -401,7 +406,8 @@ class TransactionalWorker(Generic[S]):
         deadline_s = time.monotonic() + self._options.takeover_timeout_s
         while True:
             try:
-                call()
+                with self._watchdog.over(f"{name} of {self.kind}", _CALL_OVERDUE_S):
+                    call()
             except KafkaException as error:
                 cause = error.args[0]
                 if cause.txn_requires_abort() and name != "abort_transaction":

@@ -30,7 +30,7 @@ from tests.chaos.line import tell
 from tests.chaos.plants import PLANTS
 from tests.chaos.report import Result, append, as_text, read_sum
 from tests.chaos.run import Run
-from tests.chaos.schedule import Fault, chosen, draw, read_schedule, write_schedule
+from tests.chaos.schedule import KINDS, Fault, chosen, draw, read_schedule, write_schedule
 from tests.chaos.shrink import shrink
 
 
@@ -43,7 +43,11 @@ def main() -> int:
     configure_logs(load_settings())
     for name in ("streamforge.librdkafka", "pyiceberg"):  # they go on about a broker that was killed, and conflicts
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    faults = read_schedule(options.replay_schedule) if options.replay_schedule else draw(options.seed, options.faults)
+    faults = (
+        read_schedule(options.replay_schedule)
+        if options.replay_schedule
+        else draw(options.seed, options.faults, options.kinds)
+    )
     faults = chosen(faults, options.only)
     home = Path(tempfile.mkdtemp(prefix="streamforge-chaos-", dir=options.folder))
     run = Run(faults, options.seed, options.plant)
@@ -85,6 +89,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--faults", type=int, default=50, help="how many faults are drawn")
     parser.add_argument("--seed", type=int, default=1, help="draws faults, victims and moments, and the market")
+    parser.add_argument("--kinds", type=_kinds, default=tuple(KINDS), help=f"of {', '.join(KINDS)}; default: all")
     parser.add_argument("--replay-schedule", type=Path, help="take the faults of this file instead")
     parser.add_argument("--only", metavar="K..L", help="of the faults only those with these numbers")
     parser.add_argument("--shrink", type=int, default=0, metavar="TRIES", help="shorten a schedule that fails")
@@ -95,6 +100,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="keep the home also where nothing is wrong")
     parser.add_argument("--output", choices=("text", "json"), default="text")
     return parser.parse_args()
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in KINDS]:
+        msg = f"no kind of fault: {', '.join(unknown)}"
+        raise argparse.ArgumentTypeError(msg)
+    return names
 
 
 def _say(result: Result, output: str) -> None:

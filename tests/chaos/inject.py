@@ -14,16 +14,17 @@ from contextlib import suppress
 
 from streamforge.errors import RetryableSourceError
 from streamforge.events import CommandKind
+from streamforge.platform.launch import launch_command, starts_file
 from streamforge.platform.plan import environment_of
 from streamforge.supervision import send_command
 from tests.chaos import lake
-from tests.chaos.scene import FENCED, NotReachedError, Scene, ViolationError
+from tests.chaos.scene import FENCED, RECOVERY_TIMEOUT_S, NotReachedError, Scene, ViolationError
 from tests.chaos.schedule import BROKER, VICTIMS, WRITERS, Fault, is_at_start
 from tests.chaos.victim import Order
 
 _ORDER_TIMEOUT_S = 45.0
-_TWIN_TIMEOUT_S = 90.0
-_END_TIMEOUT_S = 60.0
+_TWIN_TIMEOUT_S = RECOVERY_TIMEOUT_S
+_END_TIMEOUT_S = RECOVERY_TIMEOUT_S
 _SPACE_LEFT_BYTES = 2_048
 _COMMIT_ORDERS = {"commit_refused": "refused", "answer_lost": "lost_answer", "false_conflict": "false_conflict"}
 
@@ -168,8 +169,6 @@ def _replay(scene: Scene, fault: Fault) -> None:
     Where a step is given, the mending is killed there and made again.
     """
     offsets = lake.range_to_replay(scene.settings, scene.contracts, random.Random(fault.number))
-    if offsets is None:
-        raise NotReachedError
     _run_replay(scene, offsets, "--plant", "wrong_parser")
     if fault.step:
         _run_replay(scene, offsets, kill_at=fault.step)
@@ -191,9 +190,11 @@ def _run_replay(scene: Scene, offsets: str, *options: str, kill_at: str | None =
 
 def _start_twin(scene: Scene, name: str) -> subprocess.Popen[bytes]:
     process = scene.process(name)
+    starts_file(scene.orders, f"{name}-twin").unlink(missing_ok=True)
     command = _victim(scene, f"{name}-twin")
     command += ["--", "run", process.kind, "--slot", process.slot, "--output", "json"]
     environment = {**os.environ, **environment_of(scene.settings)}
+    command = launch_command(command, name=f"{name}-twin", state=scene.orders)  # it dies with the harness
     with (scene.orders / "twin.out").open("ab") as out:
         return subprocess.Popen(command, env=environment, stdout=out, stderr=out)
 

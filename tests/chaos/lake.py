@@ -12,11 +12,9 @@ from pyiceberg.table import Table
 from sqlalchemy.engine import make_url
 
 from streamforge.contracts import Contracts
-from streamforge.errors import RetryableSourceError, StreamForgeError
-from streamforge.lakehouse.barrier import group_offsets
+from streamforge.errors import StreamForgeError
 from streamforge.lakehouse.catalog import CATALOG_ERRORS, load_table, open_catalog
-from streamforge.lakehouse.kafka_reader import topic_partitions
-from streamforge.log_reader import log_starts
+from streamforge.lakehouse.commit import view_of
 from streamforge.settings import Settings
 from streamforge.supervision import topic_of
 from tests.chaos.scene import NotReachedError
@@ -76,20 +74,24 @@ def expire_snapshots(settings: Settings, contracts: Contracts, fault: Fault) -> 
             table.maintenance.expire_snapshots().by_ids(old).commit()
 
 
-def range_to_replay(settings: Settings, contracts: Contracts, choice: random.Random) -> str | None:
-    """Return a range of `raw-trades` that the parser has passed, as `streamforge replay --offsets` wants it."""
-    try:
-        partitions = topic_partitions(settings, [topic_of(contracts, "raw-trades").name])
-        passed = group_offsets(settings, f"{settings.topic_prefix}parser", partitions)
-        starts = log_starts(settings, partitions)
-    except RetryableSourceError:
-        return None  # the broker is away
-    long = sorted(item for item, end in passed.items() if end - starts[item] > _SHORTEST_RANGE_ROWS)
+def range_to_replay(settings: Settings, contracts: Contracts, choice: random.Random) -> str:
+    """Return a range of `raw-trades` that has landed, as `streamforge replay --offsets` wants it.
+
+    The table is asked and not the consumer group: librdkafka ends the process where the broker dies meanwhile.
+
+    Raises:
+        NotReachedError: no topic-partition has landed enough, or the table cannot be read just now.
+    """
+    with _as_others_fare():
+        contract = contracts["raw-trades"]
+        state = view_of(load_table(open_catalog(settings), settings, contract)).state
+        landed = state.next_offsets(state.epoch_of(topic_of(contracts, contract.id).name) or 0)
+    long = sorted(partition for partition, end in landed.items() if end > _SHORTEST_RANGE_ROWS)
     if not long:
-        return None
-    item = choice.choice(long)
-    first, last = sorted(choice.sample(range(starts[item], passed[item]), 2))
-    return f"{item.partition}:{first}-{last + 1}"
+        raise NotReachedError
+    partition = choice.choice(long)
+    first, last = sorted(choice.sample(range(landed[partition]), 2))
+    return f"{partition}:{first}-{last + 1}"
 
 
 @contextmanager

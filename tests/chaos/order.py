@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -57,7 +57,7 @@ class Disorder:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
-        return asdict(self)
+        return {"compared": dict(self.compared), "wrong": dict(self.wrong), "examples": self.examples}
 
 
 def find_disorder(settings: Settings, contracts: Contracts) -> Disorder:

@@ -118,8 +118,8 @@ def steps_of(target: str) -> tuple[str, ...]:
     return tuple(f"{target}.{step}" for step in TRANSACTION_STEPS)
 
 
-def draw(seed: int, count: int) -> list[Fault]:
-    """Draw `count` faults: each kind once in random order, from then on by weight.
+def draw(seed: int, count: int, kinds: Sequence[str] = tuple(KINDS)) -> list[Fault]:
+    """Draw `count` faults of `kinds`: each kind once in random order, from then on by weight.
 
     Targets, and of each target its named steps, go round, so that a long run passes each of them equally often.
     """
@@ -131,7 +131,7 @@ def draw(seed: int, count: int) -> list[Fault]:
             rounds[name] = _shuffled_for_ever(choice, items)
         return next(rounds[name])
 
-    names = list(KINDS)
+    names = list(kinds)
     first = choice.sample(names, len(names))
     rest = choice.choices(names, [KINDS[name].weight for name in names], k=max(0, count - len(first)))
     faults = []
