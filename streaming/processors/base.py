@@ -131,6 +131,7 @@ class TransactionalWorker(Generic[S]):
         self.topics: Sequence[str] = (self._input.name,)
         self._transactional_id = f"{settings.topic_prefix}{self.kind}.{slot}"
         self._producer = self._make_producer()
+        self._watchdog = Watchdog()
         self._retention = retention_of(self.kind, settings, contracts, self._input, slot=slot)
         self._consumer: Consumer | None = None
         self._initialised = False

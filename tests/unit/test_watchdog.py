@@ -20,7 +20,7 @@ class Ends:
         self.codes: list[int] = []
         self.ended = threading.Event()
 
-    def __call__(self, code: int) -> None:
+    def __call__(self, code: int) -> None:  # noqa: D102
         self.codes.append(code)
         self.ended.set()
 
