@@ -29,11 +29,11 @@ from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.freshness import EVENT_COLUMN, RECEIVE_COLUMN
 from streamforge.lakehouse.protocol import TableState
 from streamforge.lakehouse.query import ask, quoted
-from streamforge.lakehouse.replay_plan import RAW_COLUMNS, SOURCE_COLUMNS, compare_with
+from streamforge.lakehouse.replay_plan import RAW_COLUMNS, SOURCE_COLUMNS, Lineage, compare_with
 from streamforge.lakehouse.replay_target import files_with, read_file
 from streamforge.lakehouse.rows import COMMIT_ID, CONTRACT_VERSION, RAW_TOPIC_ID
 from streamforge.log_reader import read_records_at
-from streamforge.offsets import TopicPartition
+from streamforge.offsets import OffsetRange, TopicPartition
 from streamforge.settings import Settings
 from streamforge.times import iso_text, to_ns
 
@@ -317,11 +317,8 @@ def _commit_found(
 
 def _row_at(table: Table, contract: Contract, epoch: int, place: RecordPlace) -> Row | None:
     names = [item.name for item in contract.own_fields]
-    wanted = And(
-        compare_with(EqualTo, SOURCE_COLUMNS[0], epoch),
-        compare_with(EqualTo, SOURCE_COLUMNS[1], place.partition),
-        compare_with(EqualTo, SOURCE_COLUMNS[2], place.offset),
-    )
+    here = OffsetRange(place.topic, place.partition, place.offset, place.offset + 1)
+    wanted = Lineage(contract, contract).row_filter(epoch, [here])
     for task in files_with(table, wanted):
         rows: Sequence[Row] = read_file(table, task, names, wanted).to_pylist()
         if rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import uuid
 from collections import Counter
@@ -136,11 +137,12 @@ def check_discard(pipeline: Pipeline, call: Call, garbage: dict[str, Any]) -> No
     assert kept == {DecisionKind.REDRIVEN: 11, DecisionKind.DISCARDED: 1}
 
 
-def test_letter_that_is_refused_again_stays_open_and_what_is_gone_or_a_repetition_is_told(pipeline: Pipeline) -> None:
+def test_letter_refused_again_stays_open_and_a_repetition_and_what_is_gone_are_told(pipeline: Pipeline) -> None:
     settings, contracts = pipeline.settings, pipeline.contracts
-    # Trade 3 came twice: the second record landed while the first could not be read.
+    # The parser lost trade 1, and the venue sent trade 3 twice.
     twice = frames(BTC, [0, 1, 2, 3, 3])
-    land(pipeline, twice[:3], twice[3:], parse=forgetful(lambda trade: trade.raw_offset == 1))
+    land(pipeline, twice[:3], twice[3:], parse=forgetful(lambda trade: trade.trade_id == "1"))
+    land_direct(pipeline, "raw-trades")
     records = raw_messages(pipeline)
     plant_letters(pipeline, [records[1], records[4]], times=2)
     before, snapshots = rows_of(pipeline), snapshot_ids(pipeline)
@@ -156,10 +158,16 @@ def test_letter_that_is_refused_again_stays_open_and_what_is_gone_or_a_repetitio
     first = KafkaTopicPartition(pipeline.topic("raw-trades"), records[0].partition() or 0, 2)
     admin = admin_client(settings)  # its end would cancel the request
     admin.delete_records([first])[first].result()
-    gone = redrive(settings, contracts, letters, who="a tester")
-    assert [each.outcome for each in gone.letters] == [Outcome.NOT_POSSIBLE, Outcome.NO_ROW]
-    assert "by retention" in gone.letters[0].detail
-    assert (rows_of(pipeline), gone.decisions[0].why) == (before, still.decisions[0].why)
+    lost = [dataclasses.replace(letters[0], offset=999), dataclasses.replace(letters[0], topic_id="another")]
+    done = redrive(settings, contracts, [letters[0], *lost], who="a tester")
+    found = {each.letter.letter_id: each for each in done.letters}
+    assert [found[each.letter_id].outcome for each in lost] == [Outcome.NOT_POSSIBLE, Outcome.NOT_POSSIBLE]
+    assert "ends beyond the last stable offset" in found[lost[0].letter_id].detail
+    assert "topic id another" in found[lost[1].letter_id].detail
+    # Kafka no longer has its record: it came from the raw table.
+    assert found[letters[0].letter_id].outcome is Outcome.LANDED
+    assert [row["trade_id"] for row in rows_of(pipeline)] == ["0", "1", "2", "3"]
+    assert [each.letter_id for each in done.decisions] == [letters[0].letter_id]
 
 
 def test_wrong_use_says_what_is_expected(call: Call) -> None:
