@@ -81,6 +81,15 @@ def test_row_of_a_replay_names_the_person_and_keeps_its_typed_record(landed: Pip
     assert made.snapshot_id == open_table(landed).metadata.current_snapshot_id
 
 
+def test_row_of_a_raw_table_is_its_own_raw_record(landed: Pipeline) -> None:
+    [found] = trace(landed.settings, landed.contracts, "raw_trades", "source_offset = 4").rows
+    assert found.record is not None
+    assert (found.raw, found.record.found_in) == (None, "kafka")
+    assert found.record.text == frames(BTC, [4])[0].payload.decode()
+    assert found.row["payload"] == frames(BTC, [4])[0].payload
+    assert [each.name for each in found.hops] == ["receive", "produce of raw-trades", "commit"]
+
+
 def test_command_gives_json_and_text_and_says_that_there_are_more(
     landed: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
