@@ -16,7 +16,9 @@ from confluent_kafka import TopicPartition as KafkaTopicPartition
 from typer.testing import CliRunner
 
 from cli.app import app
+from streamforge.errors import RetryableSourceError
 from streamforge.kafka import admin_client, producer_config
+from streamforge.lakehouse import redrive as redrive_module
 from streamforge.lakehouse.redrive import Outcome, redrive
 from streamforge.lakehouse.verify import verify_tables
 from streamforge.letter_decisions import DecisionKind
@@ -152,7 +154,9 @@ def check_discard(pipeline: Pipeline, call: Call, say: Say, garbage: dict[str, A
     assert kept == {DecisionKind.REDRIVEN: 11, DecisionKind.DISCARDED: 1}
 
 
-def test_letter_refused_again_stays_open_and_a_repetition_and_what_is_gone_are_told(pipeline: Pipeline) -> None:
+def test_letter_refused_again_stays_open_and_a_repetition_and_what_is_gone_are_told(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings, contracts = pipeline.settings, pipeline.contracts
     # The parser lost trade 1, and the venue sent trade 3 twice.
     twice = frames(BTC, [0, 1, 2, 3, 3])
@@ -174,7 +178,10 @@ def test_letter_refused_again_stays_open_and_a_repetition_and_what_is_gone_are_t
     admin = admin_client(settings)  # its end would cancel the request
     admin.delete_records([first])[first].result()
     lost = [dataclasses.replace(letters[0], offset=999), dataclasses.replace(letters[0], topic_id="another")]
+    end_before_recording(monkeypatch, lambda: redrive(settings, contracts, [letters[0]], who="a tester"))
+    assert len(rows_of(pipeline)) == len(before) + 1
     done = redrive(settings, contracts, [letters[0], *lost], who="a tester")
+    assert [each["committed"] for each in done.replays] == [False], "what had landed was landed again"
     found = {each.letter.letter_id: each for each in done.letters}
     assert [found[each.letter_id].outcome for each in lost] == [Outcome.NOT_POSSIBLE, Outcome.NOT_POSSIBLE]
     assert "ends beyond the last stable offset" in found[lost[0].letter_id].detail
@@ -183,6 +190,18 @@ def test_letter_refused_again_stays_open_and_a_repetition_and_what_is_gone_are_t
     assert found[letters[0].letter_id].outcome is Outcome.LANDED
     assert [row["trade_id"] for row in rows_of(pipeline)] == ["0", "1", "2", "3"]
     assert [each.letter_id for each in done.decisions] == [letters[0].letter_id]
+
+
+def end_before_recording(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> None:
+    """Let a redrive end between its commit and what it records of it."""
+
+    def away(*_arguments: object) -> None:
+        raise RetryableSourceError("the broker went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(redrive_module, "record_decisions", away)
+        with pytest.raises(RetryableSourceError, match="went away"):
+            run()
 
 
 def test_wrong_use_says_what_is_expected(call: Call) -> None:
