@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     processor_accept_retention_gap: bool = Field(
         False,
         description="Go on at the log start where Kafka has removed what a processor (parser, bars, inference) still "
-        "needed; what was removed is logged and counted.",
+        "needed; what was removed is recorded in the table pipeline_gaps and counted.",
     )
     metrics_host: str = Field(
         "127.0.0.1",

@@ -93,7 +93,9 @@ class WriterSettings(Settings):
     )
     writer_maintenance_commits: int = Field(50, gt=0, description="Commits of a table between two maintenance runs.")
     writer_accept_retention_gap: bool = Field(
-        False, description="Go on at the log start where Kafka has removed what the table still needed."
+        False,
+        description="Go on at the log start where Kafka has removed what the table still needed; what was removed is "
+        "recorded in the table pipeline_gaps and counted.",
     )
 
 
