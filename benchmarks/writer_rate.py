@@ -2,9 +2,11 @@
 
 The ceiling is what one Python process can take from the broker at all: `consume` and `value()` of each
 message. Then the writer lands the same records, with its real runner, protocol, catalog and settings.
-CPU is that of this process, the client's threads included.
+CPU is that of one process, the client's threads included. Filling and ceiling have a process of their own, so that
+the peak memory is the writer's.
 
     python -m benchmarks.writer_rate --records 1000000
+    python -m benchmarks.writer_rate --records 5000000 --topic-partitions 16 --short
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from __future__ import annotations
 import argparse
 import cProfile
 import pstats
+import resource
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +29,12 @@ import msgspec
 import structlog
 from confluent_kafka import Consumer, Producer
 from confluent_kafka import TopicPartition as KafkaTopicPartition
-from confluent_kafka.admin import NewTopic
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # the stubs do not export it
 
+from benchmarks import short_trades
 from benchmarks.common import emit
 from streamforge import broker
-from streamforge.collector import calm_collector
+from streamforge.collector import calm_collector, plain_arrow_memory
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.kafka import admin_client, producer_config, reader_config
 from streamforge.log_reader import stable_ends
@@ -50,11 +56,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--topic-partitions", type=int, default=4)
+    parser.add_argument("--short", action="store_true", help="seven fields a trade, about 160 bytes of JSON")
     parser.add_argument("--profile", action="store_true", help="print where the writer's thread spends its time")
     arguments = parser.parse_args()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     with tempfile.TemporaryDirectory() as home:
         settings = WriterSettings(_env_file=None, home=Path(home), writer_contracts=("trades",))  # type: ignore[call-arg]
+        if arguments.short:
+            folder = short_trades.write_contracts(settings.contracts_dir, Path(home) / "contracts")
+            settings = settings.model_copy(update={"contracts_dir": folder})
         broker.start(settings)
         try:
             result = run(settings, arguments)
@@ -68,10 +78,11 @@ def run(settings: WriterSettings, arguments: argparse.Namespace) -> dict[str, An
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
     _create_topics(settings, contracts, arguments.topic_partitions)
     topic = topic_of(contracts, "trades").name
-    record_bytes = _fill(settings, topic, arguments.records)
     items = [TopicPartition(topic, number) for number in range(arguments.topic_partitions)]
-    ends = stable_ends(settings, items)
-    ceiling = _ceiling(settings, ends)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        record_bytes = other.submit(fill, settings, topic, arguments.records, short=arguments.short).result()
+        ends = stable_ends(settings, items)
+        ceiling = other.submit(_ceiling, settings, ends).result()
     writer = _land(settings, contracts, ends, profile=arguments.profile)
     return {
         "record_bytes": record_bytes,
@@ -88,15 +99,15 @@ def _create_topics(settings: Settings, contracts: Contracts, partitions: int) ->
         future.result()
 
 
-def _fill(settings: Settings, topic: str, records: int) -> int:
+def fill(settings: Settings, topic: str, count: int, *, short: bool) -> int:
+    """Produce trades and return the size of the last value."""
+    records = short_trades.records(count, time.time_ns()) if short else _trades(count)
     limits: dict[str, Any] = {"queue.buffering.max.messages": 1_000_000, "linger.ms": 50}
-    producer = Producer(producer_config(settings, **limits))
-    encoder, value = msgspec.json.Encoder(), b""
-    for number in range(records):
-        value = encoder.encode(_trade(number))
+    producer, value = Producer(producer_config(settings, **limits)), b""
+    for number, (key, value) in enumerate(records):
         while True:
             try:
-                producer.produce(topic, value, f"I{number % INSTRUMENTS}".encode())
+                producer.produce(topic, value, key)
                 break
             except BufferError:
                 producer.poll(0.5)
@@ -104,6 +115,12 @@ def _fill(settings: Settings, topic: str, records: int) -> int:
             producer.poll(0)
     producer.flush()
     return len(value)
+
+
+def _trades(count: int) -> Iterator[tuple[bytes, bytes]]:
+    encoder = msgspec.json.Encoder()
+    for number in range(count):
+        yield f"I{number % INSTRUMENTS}".encode(), encoder.encode(_trade(number))
 
 
 def _trade(number: int) -> Trade:
@@ -149,6 +166,7 @@ def _land(
 
     def serve() -> None:
         calm_collector()
+        plain_arrow_memory()
         if profile:
             profiler.enable()
         run_worker(worker, settings, contracts, slot="0", metrics=metrics, stop=stop)
@@ -160,13 +178,14 @@ def _land(
     # Start-up (the proof, tables, claim) is over: from here on it is the backlog.
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     while dict(worker.positions()) != dict(ends) and thread.is_alive():
-        time.sleep(0.01)
+        time.sleep(0.05)
     elapsed_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
     stop.set()
     thread.join()
     if profile:
         pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumulative").print_stats(45)
-    return {**_rate(sum(ends.values()), elapsed_s, cpu_s), "counters": metrics.counters()}
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {**_rate(sum(ends.values()), elapsed_s, cpu_s), "peak_rss_mib": peak_mib, "counters": metrics.counters()}
 
 
 def _rate(records: int, elapsed_s: float, cpu_s: float) -> dict[str, float]:
