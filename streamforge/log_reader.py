@@ -19,7 +19,14 @@ from streamforge.settings import Settings
 _BATCH_RECORDS = 5_000
 _POLL_S = 0.2
 _LEADER_TIMEOUT_S = 15.0
-_LEADER_CODES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
+_LEADER_CODES = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+    }
+)
 
 Progress = Callable[[str, int, int], None]
 """Hears what is read, how far, and of how much."""

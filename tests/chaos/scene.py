@@ -174,11 +174,12 @@ class Scene:
             return not left or (one_will_do and len(left) < len(before))
 
         try:
-            self.wait(all_work, RECOVERY_TIMEOUT_S, f"at work again: {', '.join(before)}")
-        except ViolationError:
+            self.wait(all_work, RECOVERY_TIMEOUT_S, "all are at work again")
+        except ViolationError as error:
             for name in left:
                 self.kill(name, TELL_WHERE)
-            raise
+            msg = f"{error}; still away: {', '.join(left)}"
+            raise ViolationError(msg) from error
 
     # Trouble
 
