@@ -145,7 +145,11 @@ def test_recordings_without_snapshot_are_refused(tmp_path: Path) -> None:
         RecordedMarket(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"12 {}\n")[:-9], gzip.compress(b"no number {}\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"12 {}\n")[:-9], gzip.compress(b"no number {}\n")],
+    ids=["not_gzip", "cut_short", "no_number"],  # its own would hold the second at which a worker of pytest began
+)
 def test_recordings_broken_file_names_the_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "ws_binance").mkdir()
     (tmp_path / "ws_binance" / "spot_btcusdt_1.gz").write_bytes(content)
