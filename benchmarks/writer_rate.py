@@ -76,14 +76,14 @@ def main() -> None:
 def run(settings: WriterSettings, arguments: argparse.Namespace) -> dict[str, Any]:
     """Fill the topic, measure the ceiling, then the writer."""
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
-    _create_topics(settings, contracts, arguments.topic_partitions)
+    create_topics(settings, contracts, arguments.topic_partitions)
     topic = topic_of(contracts, "trades").name
     items = [TopicPartition(topic, number) for number in range(arguments.topic_partitions)]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
         record_bytes = other.submit(fill, settings, topic, arguments.records, short=arguments.short).result()
         ends = stable_ends(settings, items)
         ceiling = other.submit(_ceiling, settings, ends).result()
-    writer = _land(settings, contracts, ends, profile=arguments.profile)
+    writer = land(settings, contracts, ends, profile=arguments.profile)
     return {
         "record_bytes": record_bytes,
         "ceiling": ceiling,
@@ -92,7 +92,8 @@ def run(settings: WriterSettings, arguments: argparse.Namespace) -> dict[str, An
     }
 
 
-def _create_topics(settings: Settings, contracts: Contracts, partitions: int) -> None:
+def create_topics(settings: Settings, contracts: Contracts, partitions: int) -> None:
+    """Create the topics that a writer of `trades` needs."""
     topics = [NewTopic(topic_of(contracts, name).name, partitions, 1) for name in TOPICS]
     admin = admin_client(settings)  # held until the results are in: its end cancels them
     for future in admin.create_topics(topics).values():
@@ -158,9 +159,10 @@ def _ceiling(settings: Settings, ends: Mapping[TopicPartition, int]) -> dict[str
     return result
 
 
-def _land(
-    settings: WriterSettings, contracts: Contracts, ends: Mapping[TopicPartition, int], *, profile: bool
+def land(
+    settings: WriterSettings, contracts: Contracts, ends: Mapping[TopicPartition, int], *, profile: bool = False
 ) -> dict[str, Any]:
+    """Land the whole of `trades` with the writer as it runs in production, and return what it cost."""
     metrics, stop, profiler = ProcessMetrics("writer", "0"), threading.Event(), cProfile.Profile()
     worker = WriterWorker(settings, contracts, slot="0", metrics=metrics)
 
