@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--topic-partitions", type=int, default=16)
     arguments = parser.parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    _log_to_stderr()
     with tempfile.TemporaryDirectory() as home:
         settings = WriterSettings(_env_file=None, home=Path(home) / "home", writer_contracts=("trades",))  # type: ignore[call-arg]
         folder = short_trades.write_contracts(settings.contracts_dir, Path(home) / "contracts")
@@ -128,12 +128,16 @@ def land_with_spark(settings: WriterSettings, ends: Mapping[TopicPartition, int]
 def _apart(call: Callable[..., Any], *arguments: Any, **named: Any) -> dict[str, Any]:
     """Run a call in a process of its own; return its result and the greatest memory of it and its children."""
     peak_bytes = 0
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_log_to_stderr) as pool:
         future = pool.submit(call, *arguments, **named)
         while not future.done():
             peak_bytes = max(peak_bytes, sum(map(_rss_bytes, psutil.Process().children(recursive=True))))
             time.sleep(SAMPLE_S)
     return {"result": future.result(), "peak_rss_mib": peak_bytes // MIB}
+
+
+def _log_to_stderr() -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 def _rss_bytes(process: psutil.Process) -> int:
