@@ -32,6 +32,9 @@ _WATCH_S = 0.2
 _LOOK_S = 0.1
 _HTTP_TIMEOUT_S = 2.0
 _ENDED = ("EXITED", "FATAL", "STOPPED")
+_LEFT_ALONE = (0, 2, FENCED)
+"""Exit codes after which the supervisor does not start a process again."""
+
 _DONE_COUNTERS = {LOADER: "streamforge_loader_acked_total", BARS: "streamforge_records_total"}
 _DONE_COUNTER = "streamforge_outputs_total"
 
@@ -233,7 +236,8 @@ class Scene:
                 for name, process in self._found.items():
                     # The wait before a restart grows with the number of recent starts; here each is the first.
                     starts_file(self._files.folder, name).unlink(missing_ok=True)
-                    if name in self._kept - self._away and process.state in _ENDED:
+                    left_alone = process.state in _ENDED and process.exit_code in _LEFT_ALONE
+                    if name in self._kept - self._away and left_alone:
                         if name not in self._returning:
                             self.started_by_hand[f"{name}, exit code {process.exit_code}"] += 1
                         self.client.start(name)
