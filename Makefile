@@ -36,7 +36,7 @@ demo: install ## Market in, Iceberg tables out: run the whole line once, verify 
 	$(RUN) streamforge demo $(if $(ML),--models) $(if $(RECORDINGS),--recordings $(RECORDINGS)) $(DEMO_ARGS)
 
 test: install-all ## Run the whole test suite on the real parts.
-	$(RUN) pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(RUN) pytest -n 3 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 up: install ## Start the platform and keep it running until Ctrl-C.
 	$(RUN) streamforge up
