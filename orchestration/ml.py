@@ -5,6 +5,7 @@ process: its steps hand arrays on, and each would load the libraries again. In a
 """
 
 import datetime as dt
+from typing import Any
 
 import dagster as dg
 
@@ -13,7 +14,7 @@ from assets.models import ASSETS, CHECKS, MODELS
 from orchestration.resources import Platform, job_executor, platform_resource
 from streamforge.errors import StreamForgeError
 from streamforge.gnn.libraries import missing_libraries
-from streamforge.gnn.steps import champion_drift
+from streamforge.gnn.steps import champion_drift, champion_source
 
 _DRIFT_INTERVAL_S = 3_600
 
@@ -31,14 +32,19 @@ retrain = dg.define_asset_job(
     cron_schedule="0 3 * * 1",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Retrain every Monday at 03:00 UTC.",
+    required_resource_keys={PLATFORM_RESOURCE},
+    description="Retrain every Monday at 03:00 UTC, on bars of the table that the champion was trained on.",
 )
 def weekly_retraining(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Ask for a retraining, where the libraries for it are installed."""
     missing = missing_libraries()
     if missing:
         return dg.SkipReason(f"not installed: {', '.join(missing)} (`uv sync --frozen --group ml`)")
-    return dg.RunRequest(run_key=f"weekly-{context.scheduled_execution_time:%Y-%m-%d}")
+    try:
+        config = _like_the_champion(getattr(context.resources, PLATFORM_RESOURCE))
+    except StreamForgeError as error:
+        return dg.SkipReason(str(error))
+    return dg.RunRequest(run_key=f"weekly-{context.scheduled_execution_time:%Y-%m-%d}", run_config=config)
 
 
 @dg.sensor(
@@ -57,6 +63,7 @@ def drift(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     platform: Platform = getattr(context.resources, PLATFORM_RESOURCE)
     try:
         found = champion_drift(platform.settings, platform.contracts)
+        config = _like_the_champion(platform)
     except StreamForgeError as error:
         return dg.SkipReason(str(error))
     if found is None:
@@ -71,7 +78,17 @@ def drift(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     told = ", ".join(f"{name} {found.features[name].psi:.3f}" for name in found.drifted)
     context.log.info("drift against champion %s: %s", found.version, told)
     today = dt.datetime.now(dt.UTC).date().isoformat()
-    return dg.RunRequest(run_key=f"drift-{found.version}-{today}", tags={"drift": told[:200]})
+    return dg.RunRequest(run_key=f"drift-{found.version}-{today}", run_config=config, tags={"drift": told[:200]})
+
+
+def _like_the_champion(platform: Platform) -> dict[str, Any]:
+    """Return the run configuration of a model that can be compared with the champion: whichever bars are more by now.
+
+    Raises:
+        ConfigurationError: the registry cannot be read.
+    """
+    source = champion_source(platform.settings)
+    return {} if source is None else {"ops": {"features": {"config": {"source": source.name}}}}
 
 
 defs = dg.Definitions(

@@ -10,6 +10,8 @@ import msgspec
 from streamforge import __version__
 from streamforge.market.records import DeadLetter
 
+UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What decoding bytes of unknown origin may raise: not JSON, not text, not base64, nested too deep."""
 _SPARE_BYTES = 1_024  # record framing and headers that Kafka adds
 _ENCODER = msgspec.json.Encoder()
 

@@ -12,6 +12,7 @@ import msgspec
 from confluent_kafka import KafkaError, Message, Producer
 
 from streamforge.contract_model import Contracts
+from streamforge.dead_letters import UNREADABLE
 from streamforge.errors import RetryableSourceError
 from streamforge.kafka import producer_config
 from streamforge.log_reader import read_topics
@@ -58,7 +59,7 @@ def latest_decisions(settings: Settings, contracts: Contracts) -> dict[str, Lett
     for message in read_topics(settings, [topic_of(contracts, DECISIONS_CONTRACT).name]):
         try:
             decision = decoder.decode(message.value() or b"")
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             continue  # Not one of ours; the writer makes it a dead letter.
         found[decision.letter_id] = decision
     return found

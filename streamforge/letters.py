@@ -22,7 +22,7 @@ import msgspec
 from confluent_kafka import Message
 
 from streamforge.contract_model import Contracts
-from streamforge.dead_letters import readable
+from streamforge.dead_letters import UNREADABLE, readable
 from streamforge.errors import ConfigurationError, RetryableSourceError
 from streamforge.letter_decisions import DecisionKind, LetterDecision, latest_decisions, record_decisions
 from streamforge.log_reader import Progress, read_records_at, read_topics
@@ -192,7 +192,7 @@ def dead_letters(
     for message in read_topics(settings, topics, progress=progress):
         try:
             yield message, _LETTER.decode(message.value() or b"")
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             yield message, None
 
 
@@ -216,7 +216,10 @@ def read_dead_letter(settings: Settings, letter: Letter) -> DeadLetter:
 
 def payload_of(record: DeadLetter) -> tuple[str, str]:
     """Return the bytes of a refused record as a person can read them, and how (see `readable`)."""
-    return readable(base64.b64decode(record.payload_base64))
+    try:
+        return readable(base64.b64decode(record.payload_base64))
+    except ValueError:
+        return record.payload_base64, "not base64"
 
 
 def letter_of(letters: Sequence[Letter], asked: str) -> Letter:
@@ -359,5 +362,5 @@ def _raw_place(record: DeadLetter) -> RawPlace | None:
     """Return where a typed record says that its raw record lies; None where it cannot be read so far."""
     try:
         return msgspec.json.decode(base64.b64decode(record.payload_base64), type=RawPlace)
-    except (ValueError, msgspec.MsgspecError):
+    except UNREADABLE:
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from streamforge.contracts import Contracts
-from streamforge.errors import ConfigurationError
+from streamforge.errors import ConfigurationError, NotEnoughDataError
 from streamforge.gnn import registry
 from streamforge.gnn.drift import REFERENCE_FILE, DriftReference, FeatureDrift, drift_of, reference_of
 from streamforge.gnn.evaluation import (
@@ -29,6 +30,7 @@ from streamforge.gnn.features import FeatureConfig, FeatureSet, features_of
 from streamforge.gnn.graph import MarketGraphs
 from streamforge.gnn.history import (
     BarsSource,
+    BarsView,
     find_bars,
     keep_reading,
     pin_artifact,
@@ -225,8 +227,10 @@ def against_champion(
 def champion_drift(settings: Settings, contracts: Contracts) -> ChampionDrift | None:
     """Compare the latest bars with those that the champion was trained on; None without a champion.
 
+    The live bars, which it forecasts, where there are enough of its length; else those of the table it was trained on.
+
     Raises:
-        NotEnoughDataError: the bars that it was trained on are gone.
+        NotEnoughDataError: there are no bars of its length in either.
         ConfigurationError: the registry cannot be read, or the version does not say what it was trained on.
     """
     version = registry.champion_version(settings)
@@ -238,18 +242,49 @@ def champion_drift(settings: Settings, contracts: Contracts) -> ChampionDrift | 
             artifact = registry.artifact_of(settings, version, Path(folder))
             reference = msgspec.json.decode((artifact / REFERENCE_FILE).read_bytes(), type=DriftReference)
             config = load_recipe(artifact).features
-        interval_ns, source = int(tags[INTERVAL_TAG]), BarsSource(tags[SOURCE_TAG])
+        interval_ns = int(tags[INTERVAL_TAG])
     except (OSError, LookupError, ValueError) as error:
         msg = (
             f"champion {version} does not say what it was trained on ({type(error).__name__}: {error}): its drift is "
             "not known. Run the job `retrain`, which registers all of it"
         )
         raise ConfigurationError(msg) from error
-    view = find_bars(settings, contracts, source, interval_ns=interval_ns)
     max_intervals = reference.recent_intervals + config.history_intervals
+    view = _judged_bars(settings, contracts, _source_of(version, tags), interval_ns, max_intervals)
     bars = read_bars(view, max_intervals=max_intervals)
     features = features_of(panel_of(bars, interval_ns=interval_ns, max_intervals=max_intervals), config)
     return ChampionDrift(version, reference.recent_intervals, drift_of(features, reference))
+
+
+def champion_source(settings: Settings) -> BarsSource | None:
+    """Return which bars the champion was trained on, so that the next model can be compared with it; None without one.
+
+    Raises:
+        ConfigurationError: the registry cannot be read, or the version does not say it.
+    """
+    version = registry.champion_version(settings)
+    return None if version is None else _source_of(version, registry.version_tags(settings, version))
+
+
+def _source_of(version: str, tags: Mapping[str, str]) -> BarsSource:
+    try:
+        return BarsSource(tags[SOURCE_TAG])
+    except (LookupError, ValueError) as error:
+        msg = (
+            f"champion {version} does not say which bars it was trained on ({error}). Set its tag {SOURCE_TAG} in "
+            f"MLflow to {BarsSource.BARS} or {BarsSource.VENUE_BARS}, or move the alias {registry.CHAMPION}"
+        )
+        raise ConfigurationError(msg) from error
+
+
+def _judged_bars(
+    settings: Settings, contracts: Contracts, source: BarsSource, interval_ns: int, needed_intervals: int
+) -> BarsView:
+    with suppress(NotEnoughDataError):
+        live = find_bars(settings, contracts, BarsSource.BARS, interval_ns=interval_ns)
+        if live.intervals >= needed_intervals:
+            return live
+    return find_bars(settings, contracts, source, interval_ns=interval_ns)
 
 
 def _difference(model: TrainedModel, features: FeatureSet) -> str:

@@ -60,7 +60,9 @@ def read_source(target: Target, wanted: OffsetRange) -> Iterator[Sequence[Messag
         CommitError: the raw table cannot be read.
     """
     for part in parts_from_table(target, [wanted]):
-        yield from RawTable.of(target, part).read(part)
+        raw = RawTable.of(target, part)
+        raw.check_holds([part])  # Kafka may have removed more since the plan was checked
+        yield from raw.read(part)
         wanted = OffsetRange(wanted.topic, wanted.partition, part.end, wanted.end)
     yield from read_range(target.settings, wanted, timeout_s=READ_TIMEOUT_S)
 

@@ -223,7 +223,8 @@ class _TableWork:
         if gave is None:
             detail = f"{errand.source} holds no committed record: it was of a transaction that was aborted"
             return Redriven(errand.letter, Outcome.NOT_POSSIBLE, detail)
-        if errand.index in gave.indexes:
+        # Index 0 is the first event, or the frame as a whole: then no event of it may be refused.
+        if errand.index in gave.indexes and (errand.index or not gave.refusals):
             return Redriven(errand.letter, Outcome.LANDED, f"its row is in {self._table}")
         if gave.refusals:
             return Redriven(errand.letter, Outcome.REFUSED, f"refused again: {', '.join(sorted(gave.refusals))}")

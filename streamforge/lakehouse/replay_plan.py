@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from functools import reduce
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -77,7 +76,9 @@ class Lineage:
             )
             for each in ranges
         ]
-        return And(compare_with(EqualTo, epoch_column, epoch), reduce(Or, parts))
+        # All at once gives a tree that is as flat as can be; one after the other it is too deep for many ranges.
+        within: BooleanExpression = Or(*parts) if len(parts) > 1 else parts[0]
+        return And(compare_with(EqualTo, epoch_column, epoch), within)
 
     def before_epoch(self, epoch: int) -> BooleanExpression:
         """Return the filter that keeps every row made from an earlier source topic."""

@@ -20,7 +20,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.expressions import And, EqualTo
 from pyiceberg.table import Table
 
-from streamforge.contract_model import Contract, Contracts
+from streamforge.contract_model import Contract, Contracts, FieldSource
 from streamforge.dead_letters import header_texts, readable
 from streamforge.errors import ConfigurationError
 from streamforge.kafka import TopicIdentity, admin_client, describe_topics
@@ -270,9 +270,11 @@ class _Tracer:
         if row is None:
             return FoundRecord(place, missing=f"{gone}, and table {name} has no row of it")
         text, encoding = readable(row[_PAYLOAD])
-        fields = [item for item in contract.own_fields if item.name != _PAYLOAD and item.derived_from is None]
-        headers = {item.name: str(row[item.name]) for item in fields}
-        return FoundRecord(place, found_in=f"table {name}", headers=headers, text=text, encoding=encoding)
+        kept = {item.source: item.name for item in contract.own_fields if item.source is FieldSource.KEY}
+        key = row[kept[FieldSource.KEY]] if kept else None
+        names = [item.name for item in contract.own_fields if item.source is FieldSource.HEADER]
+        headers = {each: str(row[each]) for each in names if row[each] is not None}
+        return FoundRecord(place, found_in=f"table {name}", key=key, headers=headers, text=text, encoding=encoding)
 
     def _commit(self, commit_id: str) -> CommitFound:
         for snapshot in self._table.metadata.snapshots:

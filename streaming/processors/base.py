@@ -220,12 +220,13 @@ class TransactionalWorker(Generic[S]):
             # The broker ends the transaction itself: by this slot's next start, or after its timeout.
             self._log.warning("transaction not aborted on close", detail=str(error))
             self._producer.purge()
-            return
+        else:
+            self._producer.purge()
+            # A fenced producer says so once more, and is closed all the same.
+            with suppress(KafkaException), self._watchdog.over("closing the producer", _CALL_OVERDUE_S):
+                self._producer.close()
         finally:
             self._watchdog.close()
-        self._producer.purge()
-        with suppress(KafkaException):  # a fenced producer says so once more, and is closed all the same
-            self._producer.close()
 
     # The transaction
 

@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.integration, pytest.mark.timeout(900)]
 
-FAULTS = 24
+FAULTS = 50
 MESSAGES_WITHOUT_WRITER = 8_000
 
 

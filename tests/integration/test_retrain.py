@@ -242,15 +242,20 @@ def test_no_drift_in_bars_like_those_that_were_trained_on(room: Room) -> None:
     assert "no drift against champion" in str(_sense(room.platform, room.instance).skip_message)
 
 
-def test_drift_asks_for_one_retraining_a_day(tmp_path: Path, room: Room) -> None:
-    # Tables of its own beside the registry of the room.
+@pytest.mark.parametrize("table", ["venue-bars", "bars"])
+def test_drift_asks_for_one_retraining_a_day(tmp_path: Path, room: Room, table: str) -> None:
+    # Tables of its own beside the registry of the room. Live bars, which are forecast, tell more than loaded ones.
     uri = registry.registry_uri(room.platform.settings)
     loud = _platform(tmp_path, mlflow_uri=uri)
-    _append(loud, "venue-bars", _louder(make_bars(intervals=LATER), since=LATER - 200))
+    if table == "bars":
+        _append(loud, "venue-bars", make_bars(intervals=LATER))
+    _append(loud, table, _louder(make_bars(intervals=LATER), since=LATER - 200))
     [request] = _sense(loud, room.instance).run_requests or []
     version = registry.champion_version(loud.settings)
     assert str(request.run_key).startswith(f"drift-{version}-20")
     assert "volatility_1" in request.tags["drift"]
+    assert dg.validate_run_config(ml.defs.resolve_job_def("retrain"), request.run_config)
+    assert request.run_config["ops"]["features"]["config"] == {"source": BarsSource.VENUE_BARS.name}
 
 
 def test_too_few_bars_fail_the_run_with_what_is_there_and_what_is_needed(tmp_path: Path) -> None:
@@ -289,11 +294,19 @@ def test_without_a_champion_the_sensor_says_so(tmp_path: Path) -> None:
         assert "no champion yet" in str(_sense(_platform(tmp_path), instance).skip_message)
 
 
-def test_the_schedule_asks_for_a_retraining_each_monday() -> None:
-    with dg.build_schedule_context(scheduled_execution_time=datetime(2026, 1, 5, 3, tzinfo=UTC)) as context:
-        request = ml.weekly_retraining(context)
-    assert isinstance(request, dg.RunRequest)
-    assert request.run_key == "weekly-2026-01-05"
+def test_the_schedule_asks_each_monday_for_a_model_that_the_champion_can_be_compared_with(
+    tmp_path: Path, room: Room
+) -> None:
+    when = datetime(2026, 1, 5, 3, tzinfo=UTC)
+    asked = {}
+    for name, platform in {"champion": room.platform, "none": _platform(tmp_path)}.items():
+        resources = {PLATFORM_RESOURCE: platform}
+        with dg.build_schedule_context(scheduled_execution_time=when, resources=resources) as context:
+            [request] = ml.weekly_retraining.evaluate_tick(context).run_requests or []
+        assert request.run_key == "weekly-2026-01-05"
+        asked[name] = request.run_config
+    # More live bars than loaded ones change nothing: they are of another length.
+    assert asked == {"champion": {"ops": {"features": {"config": {"source": "VENUE_BARS"}}}}, "none": {}}
     assert ml.weekly_retraining.cron_schedule == "0 3 * * 1"
 
 

@@ -27,6 +27,7 @@ from streamforge.letters import (
     letter_from,
     letter_of,
     merged,
+    payload_of,
     topic_names,
 )
 from streamforge.market.records import DeadLetter
@@ -173,6 +174,8 @@ def test_writers_letter_of_a_raw_record_lands_in_the_raw_table() -> None:
     [
         ({"topic": "x.trades", "processor": "writer"}, "do not say which raw record"),
         ({"topic": "x.trades", "processor": "writer", "payload": b"\xff[1"}, "do not say which raw record"),
+        ({"topic": "x.trades", "processor": "writer", "payload": b'{"raw_topic_id":"\xff"}'}, "do not say which"),
+        ({"topic": "x.trades", "processor": "writer", "payload": b'{"x":' + b"[" * 100_000}, "do not say which"),
         ({"topic": "x.trades", "processor": "bars"}, "streamforge backfill bars"),
         ({"topic": "x.raw-candles-backfill", "processor": "history-parser"}, "no replay makes"),
         ({"topic": "y.trades"}, "no contract has the topic y.trades"),
@@ -181,6 +184,12 @@ def test_writers_letter_of_a_raw_record_lands_in_the_raw_table() -> None:
 def test_letter_that_no_replay_can_solve_says_why(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         errand_of(CONTRACTS, kept(record(**change)))
+
+
+def test_letter_of_another_program_without_base64_is_shown_as_it_is() -> None:
+    letter = msgspec.structs.replace(record(), payload_base64="not base64!")
+    assert payload_of(letter) == ("not base64!", "not base64")
+    assert kept(letter).raw is None
 
 
 def test_bytes_are_shown_as_text_or_as_base64() -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
+from pyiceberg.expressions.visitors import bind
 
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.errors import ConfigurationError
@@ -61,6 +62,14 @@ def test_every_table_that_a_topic_feeds_has_a_lineage(contracts: Contracts) -> N
 def test_lineage_of_a_table_without_a_topic_is_refused(contracts: Contracts) -> None:
     with pytest.raises(ConfigurationError, match="commits is not fed from a topic"):
         lineage_of(contracts, "commits")
+
+
+def test_filter_of_thousands_of_scattered_ranges_can_be_bound_to_a_table(contracts: Contracts) -> None:
+    # One dead letter in two: a tree as deep as there are ranges cannot be walked.
+    lineage = lineage_of(contracts, "trades")
+    ranges = [OffsetRange("raw-trades", 0, start, start + 1) for start in range(0, 6_000, 2)]
+    bound = bind(lineage.contract.iceberg_schema, lineage.row_filter(1, ranges), case_sensitive=True)
+    assert str(bound).count("raw_offset") >= len(ranges)
 
 
 def test_within_row_without_identity_came_from_nowhere(contracts: Contracts) -> None:
