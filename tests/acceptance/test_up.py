@@ -119,7 +119,7 @@ def test_platform_is_started_killed_steered_and_stopped_and_loses_nothing(platfo
     assert up["ui_url"], up
     names = {process["name"] for process in up["processes"]}
     dagster = {name for name in names if name.startswith("dagster-")}
-    assert dagster >= {"dagster-lakehouse", "dagster-webserver", "dagster-daemon"}
+    assert dagster == {"dagster-lakehouse", "dagster-ml", "dagster-webserver", "dagster-daemon"}
     assert names - dagster == {"broker", "simulator", "loader", *consumer_kinds()}
     _killed_writer_comes_back(platform)
     _launchpad_control_backfill_and_cancel_work(platform)
@@ -158,7 +158,7 @@ def _down_leaves_nothing(platform: Platform) -> None:
 def _launchpad_control_backfill_and_cancel_work(platform: Platform) -> None:
     locations = platform.ask(_LOCATIONS)["locationEntries"]
     loaded = {entry["name"]: entry["locationOrLoadError"]["__typename"] for entry in locations}
-    assert loaded["lakehouse"] == "RepositoryLocation", loaded
+    assert loaded == dict.fromkeys(("lakehouse", "ml"), "RepositoryLocation")
     assert platform.run("replay", "replay_ranges", {}) == "SUCCESS"
     assert platform.run("pause", "tell_to_pause", {"target": "parser", "wait_s": 60.0}) == "SUCCESS"
     assert platform.processes()["parser"]["own_state"] == "paused"
@@ -190,7 +190,9 @@ def _launchpad_control_backfill_and_cancel_work(platform: Platform) -> None:
 
 def _killing_dagster_in_the_middle_of_a_replay_changes_nothing(platform: Platform) -> None:
     before = platform.processes()
-    running = platform.launch("replay", "replay_ranges", {"everything": True, "dry_run": False})
+    # It waits for the parser, which stands still, when it is killed.
+    assert platform.run("pause", "tell_to_pause", {"target": "parser", "wait_s": 60.0}) == "SUCCESS"
+    running = platform.launch("replay", "replay_ranges", {"everything": True, "dry_run": False, "wait_s": _WITHIN_S})
     wait_until(lambda: platform.status(running) == "STARTED", timeout_s=_WITHIN_S, what="the replay has started")
     dagster = {name: item["pid"] for name, item in before.items() if name.startswith("dagster-")}
     runs = psutil.Process(dagster["dagster-lakehouse"]).children(recursive=True)
@@ -214,6 +216,8 @@ def _killing_dagster_in_the_middle_of_a_replay_changes_nothing(platform: Platfor
         timeout_s=_WITHIN_S,
         what="the writer lands on",
     )
+    assert platform.status(running) != "SUCCESS"
+    assert platform.run("resume", "tell_to_resume", {"target": "parser", "wait_s": 60.0}) == "SUCCESS"
     _everything_that_was_sent_is_landed_once(platform.home)
     assert platform.end_of(platform.launch("replay", "replay_ranges", {})) == "SUCCESS"
 

@@ -91,6 +91,9 @@ def test_every_topic_and_table_of_a_contract_is_an_asset_with_its_columns() -> N
     assert [column.name for column in columns if "primary_key" in column.tags] == list(trades.primary_key)
     assert [dep.asset_key for dep in specs[stream_key(trades)].deps] == [stream_key(contracts["raw-trades"])]
     assert list(spec.owners) == [f"team:{trades.owner}"]
+    assert spec.description is not None
+    assert trades.purpose in spec.description
+    assert spec.metadata["freshness_target_s"] == trades.freshness_s is not None
 
 
 @pytest.mark.integration
