@@ -38,8 +38,9 @@ _FLOW = (
     "raw-candles-backfill",
     "venue-bars",
     "predictions",
+    "letter-decisions",
 )
-"""What is fed comes behind what feeds it: only then is it known where its topic ends."""
+"""Every topic that the writer lands, what is fed behind what feeds it: only then is it known where its topic ends."""
 
 Look = Callable[[str, BarrierState], None]
 """Hears of which contract is waited for, and how far it is."""
