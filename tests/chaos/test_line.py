@@ -14,17 +14,32 @@ import pytest
 from streamforge.demo.session import captured
 from tests.chaos.line import AWAY_TIMEOUT_S, RunningLine, run_line
 from tests.chaos.report import FINDINGS
-from tests.chaos.schedule import KINDS
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.integration, pytest.mark.timeout(900)]
 
 FAULTS = 50
+# Those after which a process is back in seconds on a busy machine; the long run has all (benchmarks/chaos.md).
+SOON_OVER = (
+    "kill",
+    "kill_at_step",
+    "freeze",
+    "pause_resume",
+    "clock_jump",
+    "slow_disk",
+    "commit_refused",
+    "answer_lost",
+    "false_conflict",
+    "foreign_commit",
+    "expire_snapshots",
+    "catalog_locked",
+)
 MESSAGES_WITHOUT_WRITER = 8_000
 
 
-def test_line_in_all_kinds_of_trouble_loses_doubles_and_disorders_nothing(tmp_path: Path) -> None:
+def test_line_in_many_kinds_of_trouble_loses_doubles_and_disorders_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.chaos", "--faults", str(FAULTS), "--seed", "11", "--output", "json"]
+    command += ["--kinds", ",".join(SOON_OVER)]
     done = subprocess.run([*command, "--folder", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     found = json.loads(done.stdout)
@@ -33,7 +48,7 @@ def test_line_in_all_kinds_of_trouble_loses_doubles_and_disorders_nothing(tmp_pa
     assert found["rows"] > 0
     assert sum(found["faults"].values()) + sum(found["not_reached"].values()) == FAULTS
     # Each kind comes at least once; whether a step is passed in time is the machine's affair.
-    assert {*found["faults"], *found["not_reached"]} == set(KINDS)
+    assert {*found["faults"], *found["not_reached"]} == set(SOON_OVER)
     assert sum(found["not_reached"].values()) <= FAULTS // 10
 
 
