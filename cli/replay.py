@@ -103,7 +103,7 @@ def replay_command(
     if not ranges:
         msg = f"nothing to replay: no record of {target.source.topic} is meant"
         raise ConfigurationError(msg)
-    chosen = choose_engine(engine, settings, ranges, from_table=parts_from_table(target, target.checked(ranges)))
+    chosen = choose_engine(engine, settings, ranges, from_table=parts_from_table(target, ranges))
     with progress_bars(shown=output is Output.TEXT) as hear:
         if dry_run:
             plan, barrier = preview(settings, contracts, table, ranges, engine=chosen, progress=hear)

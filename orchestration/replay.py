@@ -209,7 +209,7 @@ def run_replay(context: dg.OpExecutionContext, config: Asked, wish: Wish) -> Non
         context.add_output_metadata({"table": table, "source_records": 0, "changes": False, "committed": False})
         return
     hear = _progress(context)
-    engine = choose_engine(config.engine, settings, ranges, from_table=parts_from_table(target, target.checked(ranges)))
+    engine = choose_engine(config.engine, settings, ranges, from_table=parts_from_table(target, ranges))
     if config.dry_run:
         plan, barrier = preview(settings, contracts, table, ranges, engine=engine, progress=hear)
         result = plan.as_dict() | {"barrier": barrier.as_dict(), "committed": False, "engine": engine.name}

@@ -79,6 +79,12 @@ def without(ranges: Iterable[OffsetRange], removed: Iterable[OffsetRange]) -> li
     return left
 
 
+def below(ranges: Iterable[OffsetRange], log_starts: Mapping[TopicPartition, int]) -> tuple[OffsetRange, ...]:
+    """Return what of `ranges` lies below the log start of its topic-partition; nothing of one that has none."""
+    cut = ((each, min(each.end, log_starts.get(each.topic_partition, 0))) for each in ranges)
+    return tuple(OffsetRange(each.topic, each.partition, each.start, end) for each, end in cut if each.start < end)
+
+
 def _around(each: OffsetRange, hole: OffsetRange) -> list[OffsetRange]:
     if each.topic_partition != hole.topic_partition or hole.end <= each.start or each.end <= hole.start:
         return [each]

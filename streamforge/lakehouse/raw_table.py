@@ -26,7 +26,7 @@ from streamforge.lakehouse.protocol import SourceIdentity
 from streamforge.lakehouse.replay_plan import SOURCE_COLUMNS, Lineage, numbers_of
 from streamforge.lakehouse.replay_target import Target, files_with, read_file
 from streamforge.log_reader import log_starts
-from streamforge.offsets import OffsetRange
+from streamforge.offsets import OffsetRange, below
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -39,17 +39,15 @@ READ_TIMEOUT_S = 60.0
 def parts_from_table(target: Target, ranges: Sequence[OffsetRange]) -> tuple[OffsetRange, ...]:
     """Return the parts of `ranges` (merged ones) that lie below the log start and come from the raw table.
 
+    A topic-partition that the topic does not have gives none; `Target.checked` refuses it.
+
     Raises:
         RetryableSourceError: the broker does not answer.
     """
     if not has_raw_table(target.lineage):
         return ()
-    starts = log_starts(target.settings, {each.topic_partition for each in ranges})
-    return tuple(
-        OffsetRange(each.topic, each.partition, each.start, min(each.end, starts[each.topic_partition]))
-        for each in ranges
-        if each.start < starts[each.topic_partition]
-    )
+    known = {each.topic_partition for each in ranges if each.partition < target.source.partitions}
+    return below(ranges, log_starts(target.settings, known))
 
 
 def read_source(target: Target, wanted: OffsetRange) -> Iterator[Sequence[Message]]:

@@ -24,7 +24,7 @@ from streamforge.lakehouse.pipeline_gaps import LEDGER_ID
 from streamforge.lakehouse.protocol import SourceIdentity, TableState, raw_epochs
 from streamforge.lakehouse.remake import RECIPES, MakeRemake, Reland, Remake, lineage_of
 from streamforge.lakehouse.replay_plan import Lineage, merged_ranges
-from streamforge.offsets import OffsetRange
+from streamforge.offsets import OffsetRange, below, without
 from streamforge.settings import Settings
 
 Progress = Callable[[str, int, int], None]
@@ -133,7 +133,6 @@ class Target:
         from streamforge.lakehouse.raw_table import RawTable, has_raw_table  # noqa: PLC0415
 
         logs = log_ranges(self.settings, [self.source.topic])
-        below: list[OffsetRange] = []
         for each in merged:
             if each.topic_partition not in logs:
                 msg = (
@@ -141,13 +140,12 @@ class Target:
                     f"partitions 0 to {self.source.partitions - 1}"
                 )
                 raise ConfigurationError(msg)
-            log = logs[each.topic_partition]
-            if each.start < log.log_start and has_raw_table(self.lineage):
-                below.append(OffsetRange(each.topic, each.partition, each.start, min(each.end, log.log_start)))
-                each = OffsetRange(each.topic, each.partition, log.log_start, max(each.end, log.log_start))  # noqa: PLW2901
-            check_within_log(each, log)
-        if below:
-            RawTable.of(self, below[0]).check_holds(below)
+        starts = {item: log.log_start for item, log in logs.items()}
+        from_table = below(merged, starts) if has_raw_table(self.lineage) else ()
+        for each in without(merged, from_table):
+            check_within_log(each, logs[each.topic_partition])
+        if from_table:
+            RawTable.of(self, from_table[0]).check_holds(from_table)
         return merged
 
 
