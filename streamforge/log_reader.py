@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
 
 import stamina
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message
@@ -30,6 +32,37 @@ _LEADER_CODES = frozenset(
 
 Progress = Callable[[str, int, int], None]
 """Hears what is read, how far, and of how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRecord:
+    """A record that does not come from a consumer, with the methods of its message that parsers and decoders use."""
+
+    _partition: int
+    _offset: int
+    _key: bytes | None
+    _value: bytes | None
+    _headers: list[tuple[str, Any]] | None
+
+    def partition(self) -> int:
+        """Return the number of its topic-partition."""
+        return self._partition
+
+    def offset(self) -> int:
+        """Return its offset."""
+        return self._offset
+
+    def key(self) -> bytes | None:
+        """Return its key."""
+        return self._key
+
+    def value(self) -> bytes | None:
+        """Return its payload."""
+        return self._value
+
+    def headers(self) -> list[tuple[str, Any]] | None:
+        """Return its headers as the client gives them; None: it has none."""
+        return self._headers
 
 
 def log_starts(settings: Settings, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:

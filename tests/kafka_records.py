@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from streamforge.log_reader import KeptRecord
+
 HEADERS = [
     ("venue", b"SIM"),
     ("channel", b"btcusdt@trade"),
@@ -13,29 +15,16 @@ HEADERS = [
 ]
 
 
-class Record:
-    """What is used of `confluent_kafka.Message`."""
+class Record(KeptRecord):
+    """A record with what a test does not care about filled in."""
 
-    def __init__(self, value: bytes | None, offset: int = 0, partition: int = 0, **other: Any) -> None:
-        self._value, self._offset, self._partition = value, offset, partition
-        self._key, self._headers = other.get("key", b"BTC-USDT.SIM"), other.get("headers")
-
-    def value(self) -> bytes | None:
-        """Return the value."""
-        return self._value
-
-    def offset(self) -> int:
-        """Return the offset."""
-        return self._offset
-
-    def partition(self) -> int:
-        """Return the topic-partition number."""
-        return self._partition
-
-    def key(self) -> bytes | None:
-        """Return the key."""
-        return self._key  # type: ignore[no-any-return]
-
-    def headers(self) -> Any:
-        """Return the headers."""
-        return self._headers
+    def __init__(
+        self,
+        value: bytes | None,
+        offset: int = 0,
+        partition: int = 0,
+        *,
+        key: bytes | None = b"BTC-USDT.SIM",
+        headers: Any = None,
+    ) -> None:
+        super().__init__(partition, offset, key, value, headers)

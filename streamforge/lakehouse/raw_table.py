@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from streamforge.lakehouse.pipeline_gaps import gaps_of_table, read_ledger
 from streamforge.lakehouse.protocol import SourceIdentity
 from streamforge.lakehouse.replay_plan import SOURCE_COLUMNS, Lineage, numbers_of
 from streamforge.lakehouse.replay_target import Target, files_with, read_file
-from streamforge.log_reader import log_starts
+from streamforge.log_reader import KeptRecord, log_starts
 from streamforge.offsets import OffsetRange, below
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class RawTable:
             rows = self._rows(window, columns).sort_by(SOURCE_COLUMNS[2])
             for batch in rows.to_batches(max_chunksize=_BATCH_RECORDS):
                 records = [
-                    TableRecord(
+                    KeptRecord(
                         part.partition,
                         row[SOURCE_COLUMNS[2]],
                         row[keys[0]].encode() if keys and row[keys[0]] is not None else None,
@@ -202,34 +202,3 @@ class RawTable:
             f"{part}: Kafka has removed these offsets by retention, and table {commit.table_name(self.table)} {what}. "
             f"Ask for a range without them; rows that came from them stay as they are"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class TableRecord:
-    """A row of a raw table with the methods of the client's message that parsers and decoders use."""
-
-    _partition: int
-    _offset: int
-    _key: bytes | None
-    _value: bytes | None
-    _headers: list[tuple[str, Any]]
-
-    def partition(self) -> int:
-        """Return the number of its topic-partition."""
-        return self._partition
-
-    def offset(self) -> int:
-        """Return its offset."""
-        return self._offset
-
-    def key(self) -> bytes | None:
-        """Return its key."""
-        return self._key
-
-    def value(self) -> bytes | None:
-        """Return its payload."""
-        return self._value
-
-    def headers(self) -> list[tuple[str, Any]]:
-        """Return its headers in the contract's order."""
-        return self._headers

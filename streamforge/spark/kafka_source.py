@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from confluent_kafka import Message
 
 from streamforge.errors import ConfigurationError
 from streamforge.kafka import bootstrap_servers
+from streamforge.log_reader import KeptRecord
 from streamforge.offsets import OffsetRange
 from streamforge.settings import Settings
 
@@ -91,7 +91,7 @@ class RecordStream:
 
     def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
         self._batches = iter(batches)
-        self._held: deque[SparkRecord] = deque()
+        self._held: deque[KeptRecord] = deque()
 
     def partition(self) -> int | None:
         """Return the topic-partition's number, known from its first record; None: there is no record."""
@@ -114,40 +114,17 @@ class RecordStream:
         for batch in self._batches:
             if batch.num_rows:
                 columns = (batch.column(name).to_pylist() for name in _COLUMNS)
-                self._held.extend(SparkRecord(*values) for values in zip(*columns, strict=True))
+                self._held.extend(_record(*values) for values in zip(*columns, strict=True))
                 return True
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class SparkRecord:
-    """A Kafka record with the methods of the client's message that parsers and decoders use."""
-
-    _partition: int
-    _offset: int
-    _key: bytes | None
-    _value: bytes | None
-    _headers: list[dict[str, Any]] | None
-
-    def partition(self) -> int:
-        """Return the number of its topic-partition."""
-        return self._partition
-
-    def offset(self) -> int:
-        """Return its offset."""
-        return self._offset
-
-    def key(self) -> bytes | None:
-        """Return its key."""
-        return self._key
-
-    def value(self) -> bytes | None:
-        """Return its payload."""
-        return self._value
-
-    def headers(self) -> list[tuple[str, bytes | None]] | None:
-        """Return its headers as the client gives them; None: it has none."""
-        return [(each["key"], each["value"]) for each in self._headers] if self._headers else None
+def _record(
+    partition: int, offset: int, key: bytes | None, value: bytes | None, headers: list[dict[str, Any]] | None
+) -> KeptRecord:
+    """Return a row of Spark's Kafka source as a record."""
+    pairs = [(each["key"], each["value"]) for each in headers] if headers else None
+    return KeptRecord(partition, offset, key, value, pairs)
 
 
 def _quoted(text: str) -> str:
