@@ -260,23 +260,18 @@ def _start(
     _wait_for_broker(settings, files, client, plan)
     tell("creating topics from the contracts")
     create_topics(settings, load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix))
-    waited_for = set()
-
-    def wait_for(process: ProcessPlan) -> None:
-        if process.ports and process.name not in waited_for:
-            _wait_until_ready(files, client, process, tell)
-            waited_for.add(process.name)
-
     at_once = [process for process in plan.processes if not process.is_on_demand]
+    awaited = [process for process in at_once if process.ports]
     for process in at_once:
-        if process.name != BROKER:
-            for each in at_once:
-                if each.name in process.starts_after:
-                    wait_for(each)
-            tell(f"starting {process.name}")
-            client.start(process.name)
-    for process in at_once:
-        wait_for(process)
+        if process.name == BROKER:
+            continue
+        for each in [each for each in awaited if each.name in process.starts_after]:
+            _wait_until_ready(files, client, each, tell)
+            awaited.remove(each)
+        tell(f"starting {process.name}")
+        client.start(process.name)
+    for process in awaited:
+        _wait_until_ready(files, client, process, tell)
 
 
 def _spawn_supervisor(settings: Settings, files: PlatformFiles, *, detach: bool) -> None:
