@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from streamforge import __version__
+from streamforge.errors import NOT_JSON
 from streamforge.market.records import DeadLetter
 
-UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What decoding bytes of unknown origin may raise: not JSON, not text, not base64, nested too deep."""
+UNREADABLE = (*NOT_JSON, ValueError)
+"""What reading a letter may raise: JSON of another program, or what is not base64."""
 _SPARE_BYTES = 1_024  # record framing and headers that Kafka adds
 _ENCODER = msgspec.json.Encoder()
 

@@ -26,6 +26,11 @@ A message says what, where (topic-partition, offset, table snapshot), expected a
 
 from typing import ClassVar
 
+import msgspec
+
+NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding bytes with msgspec raises: another form or type than was asked for, not UTF-8, nested too deep."""
+
 
 class StreamForgeError(Exception):
     """The root of every error that StreamForge raises itself."""

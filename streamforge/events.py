@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
-from streamforge.errors import DecodeError
+from streamforge.errors import NOT_JSON, DecodeError
 
 
 class EventKind(StrEnum):
@@ -92,7 +92,6 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
         return self.target in ("*", kind, f"{kind}/{slot}", process_id)
 
 
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _EVENT_DECODER = msgspec.json.Decoder(ProcessEvent)
 _COMMAND_DECODER = msgspec.json.Decoder(Command)
 
@@ -105,7 +104,7 @@ def decode_event(value: bytes) -> ProcessEvent:
     """
     try:
         return _EVENT_DECODER.decode(value)
-    except _UNREADABLE as error:
+    except NOT_JSON as error:
         raise DecodeError("bad_event", f"queue-events record: {error}") from error
 
 
@@ -117,5 +116,5 @@ def decode_command(value: bytes) -> Command:
     """
     try:
         return _COMMAND_DECODER.decode(value)
-    except _UNREADABLE as error:
+    except NOT_JSON as error:
         raise DecodeError("bad_command", f"queue-control record: {error}") from error

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from confluent_kafka import Message
 
 from streamforge.contract_model import Contract, ContractField, Encoding, FieldSource
-from streamforge.errors import ConfigurationError, DecodeError
+from streamforge.errors import NOT_JSON, ConfigurationError, DecodeError
 from streamforge.lakehouse.json_lines import LineCutter, text_bytes
 
 SOURCE_EPOCH = "source_epoch"
@@ -197,7 +197,7 @@ class RowDecoder:
             records = self._json.decode_lines(lines)
         except msgspec.ValidationError as error:
             raise DecodeError(NOT_THE_CONTRACT, str(error)) from error
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except (*NOT_JSON, ValueError) as error:
             raise DecodeError(MALFORMED, f"{type(error).__name__}: {error}") from error
         if len(records) != len(values):
             raise DecodeError(MALFORMED, "a value is blank")

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from streamforge.errors import DecodeError
+from streamforge.errors import NOT_JSON, DecodeError
 from streamforge.market.decimals import positive_decimal
 from streamforge.market.records import AggressorSide
 
@@ -67,7 +67,7 @@ def parse_trades(payload: bytes) -> list[VenueTrade] | None:
     """
     try:
         frame = _COMBINED.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         event = _other(payload, error)
         return None if event is None else [_checked(event)]
     if not frame.stream.endswith(TRADE_SUFFIX):
@@ -109,7 +109,7 @@ def _other(payload: bytes, cause: Exception) -> _TradeEvent | None:
     """Return the trade of a frame that is not a combined one, None for a protocol message."""
     try:
         return _SINGLE.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         frame = _anything(payload)
         if not isinstance(frame, dict):
             raise DecodeError("wrong_type", f"expected a JSON object, found {_shown(payload)}") from error
@@ -121,7 +121,7 @@ def _other(payload: bytes, cause: Exception) -> _TradeEvent | None:
 def _anything(payload: bytes) -> Any:
     try:
         return _ANYTHING.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise DecodeError("malformed_json", f"{error}, in {_shown(payload)}") from error
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from streamforge import __version__
-from streamforge.errors import DecodeError
+from streamforge.errors import NOT_JSON, DecodeError
 from streamforge.market.decimals import plain_text
 from streamforge.market.dedupe import SeenIds, Verdict
 from streamforge.market.parsing import DUPLICATES, TOO_OLD_TO_DEDUPE, Refusal, symbol_of
@@ -155,7 +155,7 @@ def parse_binary_row(payload: bytes) -> Candle:
     """
     try:
         row = _BINARY_ROW.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise DecodeError("malformed_row", f"{error}, in {_shown(payload)}") from error
     return Candle(row.date, None, row.open, row.high, row.low, row.close, row.volume)
 

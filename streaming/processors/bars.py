@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from confluent_kafka import Message
 
-from streamforge.errors import DecodeError
+from streamforge.errors import NOT_JSON, DecodeError
 from streamforge.market.bars import BarsState, SourcedTrade, add_trades
 from streamforge.market.records import Trade
 from streamforge.settings import Settings
@@ -77,7 +77,7 @@ def decode_trade(value: bytes) -> Trade:
     """
     try:
         trade = _DECODER.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         reason = "wrong_type" if isinstance(error, msgspec.ValidationError) else "malformed_json"
         raise DecodeError(reason, f"expected a record of trades: {error}") from error
     for name in (trade.instrument, trade.venue, trade.symbol, trade.trade_id):

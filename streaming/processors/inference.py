@@ -28,7 +28,7 @@ from pydantic import Field
 
 from streamforge import __version__
 from streamforge.contracts import Contract, Contracts
-from streamforge.errors import DecodeError
+from streamforge.errors import NOT_JSON, DecodeError
 from streamforge.gnn.forecast import InstrumentForecast
 from streamforge.gnn.registry import MODEL_NAME, Champion
 from streamforge.lakehouse.rows import typed_array
@@ -338,7 +338,7 @@ def decode_bar(value: bytes) -> Bar:
     """
     try:
         bar = _DECODER.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         reason = "wrong_type" if isinstance(error, msgspec.ValidationError) else "malformed_json"
         raise DecodeError(reason, f"expected a record of bars: {error}") from error
     if bar.ts_start_ns <= 0 or bar.ts_start_ns % INTERVAL_NS or bar.ts_end_ns != bar.ts_start_ns + INTERVAL_NS:
