@@ -13,6 +13,7 @@ from assets.catalogue import PLATFORM_RESOURCE
 from assets.models import ASSETS, CHECKS, MODELS
 from orchestration.resources import Platform, job_executor, platform_resource
 from streamforge.errors import StreamForgeError
+from streamforge.gnn.history import BarsSource
 from streamforge.gnn.libraries import missing_libraries
 from streamforge.gnn.steps import champion_drift, champion_source
 
@@ -41,10 +42,10 @@ def weekly_retraining(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | 
     if missing:
         return dg.SkipReason(f"not installed: {', '.join(missing)} (`uv sync --frozen --group ml`)")
     try:
-        config = _like_the_champion(getattr(context.resources, PLATFORM_RESOURCE))
+        source = champion_source(getattr(context.resources, PLATFORM_RESOURCE).settings)
     except StreamForgeError as error:
         return dg.SkipReason(str(error))
-    return dg.RunRequest(run_key=f"weekly-{context.scheduled_execution_time:%Y-%m-%d}", run_config=config)
+    return dg.RunRequest(run_key=f"weekly-{context.scheduled_execution_time:%Y-%m-%d}", run_config=_reading(source))
 
 
 @dg.sensor(
@@ -63,7 +64,6 @@ def drift(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     platform: Platform = getattr(context.resources, PLATFORM_RESOURCE)
     try:
         found = champion_drift(platform.settings, platform.contracts)
-        config = _like_the_champion(platform)
     except StreamForgeError as error:
         return dg.SkipReason(str(error))
     if found is None:
@@ -78,16 +78,15 @@ def drift(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     told = ", ".join(f"{name} {found.features[name].psi:.3f}" for name in found.drifted)
     context.log.info("drift against champion %s: %s", found.version, told)
     today = dt.datetime.now(dt.UTC).date().isoformat()
-    return dg.RunRequest(run_key=f"drift-{found.version}-{today}", run_config=config, tags={"drift": told[:200]})
+    key = f"drift-{found.version}-{today}"
+    return dg.RunRequest(run_key=key, run_config=_reading(found.source), tags={"drift": told[:200]})
 
 
-def _like_the_champion(platform: Platform) -> dict[str, Any]:
-    """Return the run configuration of a model that can be compared with the champion: whichever bars are more by now.
+def _reading(source: BarsSource | None) -> dict[str, Any]:
+    """Return the run configuration of a model made of the champion's kind of bars, whichever are more by now.
 
-    Raises:
-        ConfigurationError: the registry cannot be read.
+    Of another kind it could not be compared with the champion, and never take its place. None: there is no champion.
     """
-    source = champion_source(platform.settings)
     return {} if source is None else {"ops": {"features": {"config": {"source": source.name}}}}
 
 

@@ -96,9 +96,17 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class ChampionDrift:
-    """How far the champion's features have moved since its training; empty where there are too few bars to say."""
+    """How far the champion's features have moved since its training; empty where there are too few bars to say.
+
+    Args:
+        version: of the champion.
+        source: which bars it was trained on.
+        needed_intervals: how many recent ones are judged.
+        features: by name.
+    """
 
     version: str
+    source: BarsSource
     needed_intervals: int
     features: dict[str, FeatureDrift]
 
@@ -249,11 +257,12 @@ def champion_drift(settings: Settings, contracts: Contracts) -> ChampionDrift | 
             "not known. Run the job `retrain`, which registers all of it"
         )
         raise ConfigurationError(msg) from error
+    source = _source_of(version, tags)
     max_intervals = reference.recent_intervals + config.history_intervals
-    view = _judged_bars(settings, contracts, _source_of(version, tags), interval_ns, max_intervals)
+    view = _judged_bars(settings, contracts, source, interval_ns, max_intervals)
     bars = read_bars(view, max_intervals=max_intervals)
     features = features_of(panel_of(bars, interval_ns=interval_ns, max_intervals=max_intervals), config)
-    return ChampionDrift(version, reference.recent_intervals, drift_of(features, reference))
+    return ChampionDrift(version, source, reference.recent_intervals, drift_of(features, reference))
 
 
 def champion_source(settings: Settings) -> BarsSource | None:
