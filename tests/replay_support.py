@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka import TopicPartition as KafkaTopicPartition
 from pyiceberg.table import Table
 
-from streamforge.kafka import producer_config, reader_config
+from streamforge.kafka import admin_client, producer_config, reader_config
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.catalog import ensure_table, load_table, open_catalog
 from streamforge.lakehouse.kafka_reader import topic_identity
@@ -42,6 +42,8 @@ from tests.waiting import wait_until
 from tests.writer_support import WriterThread, running_writer, writer_settings
 
 BTC, ETH = "BTC-USDT.SIM", "ETH-USDT.SIM"
+OTHERS = ("ETH-USDT.SIM", "SOL-USDT.SIM", "XRP-USDT.SIM", "ADA-USDT.SIM", "DOT-USDT.SIM")
+"""Some of them are in the other topic-partition."""
 IDENTITY = ["raw_epoch", "raw_partition", "raw_offset", "raw_index"]
 ParseRecords = Callable[[ParserState, Iterable[RawRecord]], Parsed]
 
@@ -274,3 +276,10 @@ def snapshot_ids(pipeline: Pipeline, contract_id: str = "trades") -> list[int]:
     """Return the table snapshots in the order in which they were made."""
     snapshots = open_table(pipeline, contract_id).metadata.snapshots
     return [each.snapshot_id for each in sorted(snapshots, key=lambda item: item.sequence_number or 0)]
+
+
+def cut(pipeline: Pipeline, partition: int, log_start: int) -> None:
+    """Remove the raw records of a topic-partition below `log_start`, as retention does."""
+    item = KafkaTopicPartition(pipeline.topic("raw-trades"), partition, log_start)
+    admin = admin_client(pipeline.settings)
+    admin.delete_records([item])[item].result()

@@ -26,8 +26,8 @@ from streamforge.retention_gaps import ConsumerKind, GapState
 from streamforge.settings import Settings
 from tests.bars_support import HOUR, land_trades, market, trade_row
 from tests.dagster_support import failures, with_platform
+from tests.gaps_support import GAP
 from tests.pipeline_support import make_trade
-from tests.unit.test_retention_gaps import GAP
 
 KEY = HOUR.strftime("%Y-%m-%d-%H:%M")
 NEXT_KEY = HOUR.replace(hour=HOUR.hour + 1).strftime("%Y-%m-%d-%H:%M")

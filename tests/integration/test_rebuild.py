@@ -15,10 +15,12 @@ from streamforge.lakehouse.protocol import LAST_COMMIT_KEY
 from streamforge.lakehouse.rebuild import everything, preview_rebuild, rebuild
 from streamforge.lakehouse.replay import REPLAY_EPOCH_KEY, preview
 from streamforge.lakehouse.replay_target import open_target
-from tests.integration.test_replay_second_source import OTHERS, cut
+from tests.gaps_support import GAP
 from tests.pipeline_support import Pipeline, environment
 from tests.replay_support import (
     BTC,
+    OTHERS,
+    cut,
     frames,
     inverted,
     land,
@@ -31,7 +33,6 @@ from tests.replay_support import (
     rows_of,
     snapshot_ids,
 )
-from tests.unit.test_retention_gaps import GAP
 
 pytestmark = pytest.mark.integration
 

@@ -6,13 +6,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from confluent_kafka import TopicPartition as KafkaTopicPartition
 from pyiceberg.table import Table
 from typer.testing import CliRunner
 
 from cli.app import app
 from streamforge.errors import ConfigurationError, RetentionGapError
-from streamforge.kafka import admin_client
 from streamforge.lakehouse import commit, raw_table
 from streamforge.lakehouse.kafka_reader import topic_identity
 from streamforge.lakehouse.pipeline_gaps import record_gaps
@@ -23,9 +21,12 @@ from streamforge.lakehouse.replay_target import open_target
 from streamforge.market.records import raw_record
 from streamforge.offsets import OffsetRange
 from streamforge.spark.replay import EngineChoice, choose_engine
+from tests.gaps_support import GAP
 from tests.pipeline_support import Pipeline, RawFrame, committed, environment
 from tests.replay_support import (
     BTC,
+    OTHERS,
+    cut,
     frames,
     inverted,
     land,
@@ -36,19 +37,8 @@ from tests.replay_support import (
     raw_ranges,
     rows_of,
 )
-from tests.unit.test_retention_gaps import GAP
 
 pytestmark = pytest.mark.integration
-
-OTHERS = ("ETH-USDT.SIM", "SOL-USDT.SIM", "XRP-USDT.SIM", "ADA-USDT.SIM", "DOT-USDT.SIM")
-"""Some of them are in the other topic-partition."""
-
-
-def cut(pipeline: Pipeline, partition: int, log_start: int) -> None:
-    """Remove the raw records of a topic-partition below `log_start`, as retention does."""
-    item = KafkaTopicPartition(pipeline.topic("raw-trades"), partition, log_start)
-    admin = admin_client(pipeline.settings)
-    admin.delete_records([item])[item].result()
 
 
 def looked(pipeline: Pipeline, ranges: list[OffsetRange]) -> Plan:

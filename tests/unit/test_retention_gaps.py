@@ -6,22 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from streamforge.retention_gaps import ConsumerKind, GapState, PipelineGap, open_gaps
+from streamforge.retention_gaps import ConsumerKind, GapState, open_gaps
+from tests.gaps_support import GAP
 
-GAP = PipelineGap(
-    state=GapState.OPEN,
-    consumer_kind=ConsumerKind.TABLE,
-    consumer="market.trades",
-    topic="trades",
-    topic_id="id-1",
-    source_epoch=1,
-    source_partition=3,
-    start_offset=10,
-    end_offset=20,
-    records_removed=None,
-    detail="gone",
-    detected_by="writer.0",
-)
 ACCEPTED = replace(GAP, state=GapState.ACCEPTED)
 
 

@@ -16,7 +16,7 @@ from streamforge.lakehouse.pipeline_gaps import accept_passed_gaps, read_gaps, r
 from streamforge.lakehouse.protocol import SourceIdentity
 from streamforge.retention_gaps import GapState, PipelineGap, open_gaps
 from streamforge.settings import Settings
-from tests.unit.test_retention_gaps import GAP
+from tests.gaps_support import GAP
 
 SETTINGS_ID = SourceIdentity("trades", "id-1", "cluster")
 
