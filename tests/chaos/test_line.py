@@ -1,4 +1,4 @@
-"""The whole line under load: in all kinds of trouble, its writer away; nothing is lost, doubled or out of order."""
+"""The whole line under load: in many kinds of trouble, its writer away; nothing is lost, doubled or out of order."""
 
 from __future__ import annotations
 
