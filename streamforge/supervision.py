@@ -75,6 +75,10 @@ class ProcessIdentity:
         """Return the id that events carry and commands can be addressed to: kind, slot and start."""
         return f"{self.kind}/{self.slot}@{self.started_ns}"
 
+    def owner(self, topic_prefix: str) -> str:
+        """Return what tables and ledgers say of it: no two starts have the same, on any host."""
+        return f"{topic_prefix}{self.kind}.{self.slot}@{self.host}:{self.pid}:{self.started_ns}"
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:

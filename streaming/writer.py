@@ -131,8 +131,7 @@ class WriterWorker:
         self._metrics = metrics
         self._monotonic_s = monotonic_s
         self._now_ns = now_ns
-        identity = ProcessIdentity.of_this_process(KIND, slot, now_ns=now_ns())
-        self.owner = f"{settings.topic_prefix}{KIND}.{slot}@{identity.host}:{identity.pid}:{identity.started_ns}"
+        self.owner = ProcessIdentity.of_this_process(KIND, slot, now_ns=now_ns()).owner(settings.topic_prefix)
         self._by_topic: dict[str, Contract] = {topic_of(contracts, item.id).name: item for item in self._landed()}
         self.topics: Sequence[str] = tuple(self._by_topic)
         self.freshness = {EVENT_COLUMN: LatencyHistogram(), RECEIVE_COLUMN: LatencyHistogram()}

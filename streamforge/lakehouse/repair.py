@@ -384,5 +384,4 @@ def _summary(kind: str, owner: str) -> dict[str, str]:
 
 def repair_owner(settings: Settings, kind: str) -> str:
     """Return what the table and the ledger of gaps say of this process."""
-    process = ProcessIdentity.of_this_process(kind, "0")
-    return f"{settings.topic_prefix}{kind}.0@{process.host}:{process.pid}:{process.started_ns}"
+    return ProcessIdentity.of_this_process(kind, "0").owner(settings.topic_prefix)

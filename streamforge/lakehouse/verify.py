@@ -17,7 +17,7 @@ from one table snapshot with the `next_offset`s of the same metadata. What is be
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,7 +43,7 @@ from streamforge.lakehouse.remake import RECIPES, ReparseTrades, lineage_of
 from streamforge.lakehouse.replay_plan import RAW_COLUMNS, SOURCE_COLUMNS, Lineage
 from streamforge.lakehouse.rows import RowDecoder
 from streamforge.letters import dead_letters
-from streamforge.log_reader import log_ends, log_starts, read_range
+from streamforge.log_reader import Progress, log_ends, log_starts, read_range
 from streamforge.market.parsing import Parsed, ParserLimits, ParserState, parse_records
 from streamforge.market.records import RawRecord
 from streamforge.offsets import OffsetRange, TopicPartition
@@ -52,9 +52,6 @@ from streamforge.settings import Settings
 READ_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 _TAIL_OFFSETS = 64
-
-Progress = Callable[[str, int, int], None]
-"""Hears what is done, how far, and of how much."""
 
 Offsets = Mapping[TopicPartition, int]
 Place = tuple[int, int, int]

@@ -173,14 +173,13 @@ class Takeover:
 
 def retention_of(kind: str, settings: Settings, contracts: Contracts, topic: TopicSettings, *, slot: str) -> Retention:
     """Return how a processor deals with what retention has removed of its input."""
-    process = ProcessIdentity.of_this_process(kind, slot)
     return Retention(
         settings,
         contracts,
         ConsumerKind.GROUP,
         f"{settings.topic_prefix}{kind}",
         topic,
-        who=f"{settings.topic_prefix}{kind}.{slot}@{process.host}:{process.pid}:{process.started_ns}",
+        who=ProcessIdentity.of_this_process(kind, slot).owner(settings.topic_prefix),
         accepts=settings.processor_accept_retention_gap,
         advice="Nothing brings them back into this topic. To go on at the log start without them, set "
         "STREAMFORGE_PROCESSOR_ACCEPT_RETENTION_GAP=true; a table that is made from a raw table which still has them "
