@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 
 from streamforge.contracts import Contracts
 from streamforge.kafka import describe_topics, producer_config
@@ -26,6 +26,7 @@ from streamforge.supervision import topic_of
 from streaming.runner import RunnerOptions, run_worker
 from streaming.writer import WriterSettings, WriterWorker
 from tests.forked import Forked, streamforge
+from tests.kafka_records import create_topic
 from tests.waiting import wait_until
 
 TRADE_TOPICS = ("trades", "trades.dlq", "queue-events", "queue-control")
@@ -249,7 +250,4 @@ def recreate_topic(admin: AdminClient, topic: str, partitions: int) -> tuple[str
     for future in admin.delete_topics([topic]).values():
         future.result()
     wait_until(lambda: not describe_topics(admin, [topic]), what="the topic is gone")
-    for future in admin.create_topics([NewTopic(topic, partitions, 1)]).values():
-        future.result()
-    after = wait_until(lambda: describe_topics(admin, [topic]).get(topic), what="the topic is back")
-    return before, after.topic_id
+    return before, create_topic(admin, topic, partitions)

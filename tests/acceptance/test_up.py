@@ -79,6 +79,14 @@ class Platform:
         [answer] = data["data"].values()
         return answer
 
+    def is_answered(self) -> bool:
+        """Return whether Dagster's webserver answers."""
+        url = read_plan(PlatformFiles(self.home)).ui_url  # type: ignore[union-attr]
+        try:
+            return httpx.get(f"{url}/server_info", timeout=60.0).is_success
+        except httpx.TransportError:
+            return False
+
     def launch(self, job: str, op: str, config: Mapping[str, Any]) -> str:
         """Launch a run as the launchpad does and return its id."""
         params = {
@@ -206,6 +214,7 @@ def _killing_dagster_in_the_middle_of_a_replay_changes_nothing(platform: Platfor
         return found if restarted else None
 
     after = wait_until(is_back, timeout_s=_WITHIN_S, what="Dagster's processes are started again")
+    wait_until(platform.is_answered, timeout_s=_WITHIN_S, what="the UI answers again")
     line = {name for name in before if not name.startswith("dagster-")}
     assert {name: (after[name]["pid"], after[name]["restarts"]) for name in line} == {
         name: (before[name]["pid"], before[name]["restarts"]) for name in line

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka import TopicPartition as KafkaTopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 
 from streamforge import broker
 from streamforge.broker import BrokerState
@@ -23,6 +23,7 @@ from streamforge.errors import ConfigurationError, PermanentSourceError
 from streamforge.kafka_server import class_path
 from streamforge.processes import LOOPBACK, ProcessRecord
 from streamforge.settings import Settings
+from tests.kafka_records import create_topic
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -41,7 +42,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
 def _write(address: str | None, value: bytes) -> None:
     assert address is not None
     admin = AdminClient({"bootstrap.servers": address})
-    admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result()
+    create_topic(admin, "kept", 1)
     producer = Producer({"bootstrap.servers": address, "acks": "all"})
     producer.produce("kept", value)
     assert producer.flush(30) == 0

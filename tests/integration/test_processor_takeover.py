@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka import TopicPartition as KafkaTopicPartition
-from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from streamforge.events import EventKind
 from streamforge.kafka import admin_client, consumer_config, describe_topics, producer_config, reader_config
@@ -19,6 +18,7 @@ from streamforge.supervision import read_process_states
 from streamforge.topics import create_topics
 from streaming.processors.parser import Parser
 from streaming.processors.types import ChangelogRecord
+from tests.kafka_records import create_topic
 from tests.pipeline_support import (
     INSTRUMENTS,
     PARTITIONS,
@@ -88,10 +88,7 @@ def test_input_topic_made_anew_is_refused_until_changelog_and_offsets_are_gone(p
         wait_for_positions(pipeline, thread, "raw-trades")
     before = topic_id(pipeline, "raw-trades")
     delete_topic(pipeline, "raw-trades")
-    admin = admin_client(pipeline.settings)
-    for made in admin.create_topics([NewTopic(pipeline.topic("raw-trades"), PARTITIONS, 1)]).values():
-        made.result()
-    after = wait_until(lambda: topic_id(pipeline, "raw-trades"), what="the topic is made anew")
+    after = create_topic(admin_client(pipeline.settings), pipeline.topic("raw-trades"), PARTITIONS)
     # As many records as before: the saved positions fit the new topic, only its id does not.
     produce_raw(pipeline, [RawFrame(INSTRUMENTS[0], trade_frame(INSTRUMENTS[0], number)) for number in range(50)])
     assert WorkerThread(pipeline, make_worker(pipeline, "parser")).join() == 1

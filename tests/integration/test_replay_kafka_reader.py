@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka import TopicPartition as KafkaTopicPartition
-from confluent_kafka.admin import NewTopic
 
 from streamforge.errors import PermanentSourceError, RetentionGapError
 from streamforge.kafka import admin_client, producer_config
 from streamforge.lakehouse.kafka_reader import LogRange, log_ranges, offsets_at, read_range
 from streamforge.offsets import OffsetRange, TopicPartition
 from streamforge.settings import Settings
+from tests.kafka_records import create_topic
 
 pytestmark = pytest.mark.integration
 TIMEOUT_S = 30.0
@@ -23,8 +23,7 @@ TIMEOUT_S = 30.0
 @pytest.fixture
 def topic(platform: Settings) -> str:
     name = f"{platform.topic_prefix}reader-{uuid.uuid4().hex[:8]}"
-    admin = admin_client(platform)
-    admin.create_topics([NewTopic(name, num_partitions=2, replication_factor=1)])[name].result()
+    create_topic(admin_client(platform), name, 2)
     return name
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 from typer.testing import CliRunner
 
 from cli.app import app
 from streamforge.kafka import describe_topics
 from streamforge.platform.plan import environment_of
 from streamforge.settings import Settings
+from tests.kafka_records import create_topic
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("restored_logging")]
 
@@ -50,7 +51,7 @@ def test_create_creates_what_the_dry_run_said_and_then_nothing(platform: Setting
 
 def test_create_of_a_topic_that_contradicts_its_contract_exits_1(platform: Settings, admin: AdminClient) -> None:
     name = f"{platform.topic_prefix}queue-control"
-    admin.create_topics([NewTopic(name, 3, 1)])[name].result()
+    create_topic(admin, name, 3)
     code, result = _call("create")
     assert code == 1
     assert result["error"] == "SchemaMismatchError"

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.errors import ConfigurationError, RetryableSourceError, SchemaMismatchError
 from streamforge.kafka import describe_topics
 from streamforge.settings import Settings
 from streamforge.topics import TopicAction, create_topics, plan_topics
+from tests.kafka_records import create_topic
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -117,8 +118,7 @@ def test_a_topic_made_by_hand_with_other_partitions_is_refused(
 ) -> None:
     topic = contracts["market-gaps"].topic
     assert topic is not None
-    admin.create_topics([NewTopic(topic.name, 1, 1)])[topic.name].result()
-    wait_until(lambda: describe_topics(admin, [topic.name]), what="topic by hand")
+    create_topic(admin, topic.name, 1)
     [change] = plan_topics(platform, contracts, ["market-gaps"]).changes
     assert change.action is TopicAction.REFUSE
 
