@@ -17,8 +17,8 @@ from rich.text import Text
 from cli.common import DryRunOption, Output, OutputOption, command, emit, error_console
 
 if TYPE_CHECKING:
+    from streamforge.demo.phases import Phase
     from streamforge.demo.report import DemoReport, ModelFigures
-    from streamforge.demo.run import Phase
     from streamforge.lakehouse.table_freshness import Quantiles
 
 _INTERRUPTED = 130
@@ -28,7 +28,7 @@ _WHAT = {
     "market": "the market runs and everything is captured",
     "landing": "market and loader stop, the tables catch up",
     "replay": "a range of trades is made again",
-    "dagster": "Dagster observes, checks and mends",
+    "dagster": "the jobs that Dagster runs beside all this end",
     "recordings": "recorded messages are replayed",
     "verify": "every record is compared with its row",
     "stop": "stopping everything",
@@ -39,7 +39,10 @@ _WHAT = {
 def demo(
     *,
     events: Annotated[int, typer.Option(min=1, help="Messages to capture at least.")] = 100_000,
-    rate: Annotated[float, typer.Option(min=1, help="Trades per second of the simulated market.")] = 2_500.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1, help="Trades per second. Default: so that the events are there when a minute is over."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated market.")] = 7,
     start_minutes_ago: Annotated[
         float, typer.Option(min=0, help="Let the market begin so long ago and run fast until now: bars come at once.")
@@ -58,8 +61,8 @@ def demo(
     """Run the whole line on a fresh home, lose nothing, prove it, and stop everything again.
 
     Starts the embedded Kafka, a simulated market, loader, parser, bars and writer; captures until enough has
-    come and a minute is over; replays a range, observes and checks the assets through Dagster; compares every
-    record with its row; writes demo-report.json.
+    come and a minute is over; observes, checks and replays a range through Dagster; compares every record with its
+    row; writes demo-report.json.
     Exit code 0 when nothing was lost, doubled or changed, 1 otherwise. Ctrl-C leaves nothing behind.
 
     Example: streamforge demo --events 50000

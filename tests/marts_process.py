@@ -1,6 +1,7 @@
 """Run in a process of its own: land bars, run dbt, change what landed, run dbt again. `marts_process HOME`.
 
-After each run the mart is written to HOME/<step>.arrow. Spark ends with the process, so that no test inherits it.
+After each run the mart is written to HOME/<step>.arrow. The runs share a Spark, which is most of what a run costs, and
+which ends with the process, so that no test inherits it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from streamforge.lakehouse.catalog import open_catalog
 from streamforge.marts.project import marts_namespace
 from streamforge.marts.run import run_dbt
 from streamforge.settings import Settings
+from streamforge.spark.session import spark_session
 from tests.marts_support import MINUTE_NS, START_NS, MinuteBar, append_bars, settings_of, table_of
 
 BTC, ETH, SOL = "BTC-USDT.SIM", "ETH-USDT.SIM", "SOL-USDT.SIM"
@@ -87,6 +89,7 @@ def mart(settings: Settings) -> pa.Table:
 def main(home: Path) -> None:
     """Run every step; fail with the first dbt run that fails."""
     settings = settings_of(home, "bars")
+    spark_session(settings)
     steps = {
         "first": (land_first, ["run"]),
         "incremental": (land_changes, ["run"]),

@@ -1,7 +1,7 @@
 """Dagster's part of a demo: its jobs, run one after the other by a process of their own.
 
-The process imports Dagster while the market runs, so that nobody waits for it. It ends with its standard input, which
-the demo's own end closes, however that comes.
+The process imports Dagster and works while the market runs and while tables are compared, so that nobody waits for it.
+It ends with its standard input, which the demo's own end closes, however that comes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 import select
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, cast
@@ -28,7 +30,6 @@ SUCCESS = "SUCCESS"
 """Dagster's word for a run that ended well."""
 
 _MODULE = "orchestration.once"
-_RUN_TIMEOUT_S = 300.0
 _END_TIMEOUT_S = 15.0
 
 
@@ -77,7 +78,7 @@ class JobFigures(msgspec.Struct, frozen=True):
 
 
 class Jobs:
-    """A process that runs Dagster's jobs on the instance of one home.
+    """A process that runs Dagster's jobs on the instance of one home, in the order in which they are asked for.
 
     Args:
         settings: of the platform; its home gets the instance.
@@ -88,17 +89,19 @@ class Jobs:
         home = settings.home_path
         prepare_instance(home)
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        self._log_file = log_file
+        self.log_file = log_file
         with log_file.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", _MODULE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                bufsize=0,  # what has come is seen by `select`, not in a buffer of ours
                 stderr=log,
                 env=os.environ | environment_of(settings) | dagster_environment(home),
             )
         self._requests = cast("IO[bytes]", self._process.stdin)
         self._answers = cast("IO[bytes]", self._process.stdout)
+        self._asked: deque[str] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -108,24 +111,41 @@ class Jobs:
     ) -> None:
         self.close()
 
-    def run(self, job: str, *, config: dict[str, Any] | None = None, partition_key: str | None = None) -> JobFigures:
-        """Run a job and wait for its end.
+    @property
+    def waiting(self) -> Sequence[str]:
+        """Return the jobs that were asked for and whose answer nobody has taken, in order."""
+        return tuple(self._asked)
+
+    def ask(self, job: str, *, config: dict[str, Any] | None = None, partition_key: str | None = None) -> None:
+        """Ask for a run and do not wait for it.
 
         Raises:
-            ProcessError: the process ended, or did not answer in time; names its log.
+            ProcessError: the process ended; names its log.
         """
         request = {"job": job, "config": config, "partition_key": partition_key}
         try:
             self._requests.write(msgspec.json.encode(request) + b"\n")
-            self._requests.flush()
-            ready, _, _ = select.select([self._answers], [], [], _RUN_TIMEOUT_S)
-            line = self._answers.readline() if ready else b""
-        except BrokenPipeError:
-            line = b""
+        except BrokenPipeError as error:
+            raise self._no_answer(job) from error
+        self._asked.append(job)
+
+    def answer(self, timeout_s: float) -> JobFigures | None:
+        """Take the answer of the job that was asked for first; None when it has not come within `timeout_s`.
+
+        Raises:
+            ProcessError: the process ended; names its log.
+        """
+        ready, _, _ = select.select([self._answers], [], [], timeout_s)
+        if not ready:
+            return None
+        job = self._asked.popleft()
+        line = self._answers.readline()
         if not line:
-            msg = f"Dagster's job {job} gave no answer within {_RUN_TIMEOUT_S:g} s; see {self._log_file}"
-            raise ProcessError(msg)
+            raise self._no_answer(job)
         return msgspec.json.decode(line, type=JobFigures)
+
+    def _no_answer(self, job: str) -> ProcessError:
+        return ProcessError(f"Dagster's job {job} gave no answer, its process has ended; see {self.log_file}")
 
     def close(self) -> None:
         """End the process: its input ends, and it is killed where it does not end by that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ RECORDED = "recordings"
 _MESSAGE_FATES = ("sent", "doubled", "reordered", "malformed")
 _PLAN_ATTEMPTS = 100
 _NS_PER_S = 1e9
+_MINUTE_S = 60.0
+_START_S = 15.0
+"""From the plan of a platform until its market sends, about."""
+_SHORTEST_MARKET_S = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,20 @@ def read_sent(ledger: Path) -> Sent:
     bounds: Any = pc.min_max(rows["ts_sent_ns"]).as_py()
     trades = rows.filter(pc.equal(rows["channel"], pa.scalar("trade"))).num_rows
     return Sent(rows.num_rows, trades, (bounds["max"] - bounds["min"]) / _NS_PER_S)
+
+
+def paced_rate(events: int, now_s: float) -> float:
+    """Return the trades per second at which `events` are there when a minute is over and its bars come.
+
+    A faster market would only send more than was asked for until then, and all of it has to be compared.
+
+    Args:
+        events: messages that are wanted.
+        now_s: Unix time at which the platform begins to start.
+    """
+    first_s = now_s + _START_S
+    end_s = math.ceil((first_s + _SHORTEST_MARKET_S) / _MINUTE_S) * _MINUTE_S
+    return events / (end_s - first_s)
 
 
 def with_synthetic_market(

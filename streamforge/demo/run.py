@@ -2,12 +2,13 @@
 
     start       broker, topics, writer, bars, parser, market and loader, by the supervisor of `streamforge up`
     models      where asked for: load a history, retrain through Dagster (`streamforge.demo.models`)
-    market      until so many events were captured and a minute is over, so that there are bars
+    market      until so many events were captured and a minute is over, so that there are bars; beside it Dagster
+                observes streams, tables and consumers
     landing     the market is stopped, then the loader; wait until the tables have all that the topics hold
     replay      make one offset range of `trades` again, by Dagster's job where Dagster is installed: nothing may change
-    dagster     observe streams, tables and consumers, check quality, build the hour's bars again: Dagster's jobs
-    verify      compare ledger, topics and tables row by row
     recordings  where a folder is given: the same with recorded messages, through a market and a loader of their own
+    verify      compare ledger, topics and tables row by row
+    dagster     wait for the jobs that ran beside all that: replay, checks of quality, the hour's bars built again
 
 A step that fails is a problem in the report and not the end of it: what was lost is said whatever happened.
 """
@@ -16,10 +17,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from filelock import FileLock, Timeout
 
@@ -30,11 +29,13 @@ from streamforge.demo.jobs import SUCCESS, JobFigures, Jobs
 from streamforge.demo.market import (
     RECORDED,
     Sent,
+    paced_rate,
     recorded_home,
     with_recorded_market,
     with_synthetic_market,
 )
 from streamforge.demo.models import train_demo_model
+from streamforge.demo.phases import Phase, PhaseClock, Watcher
 from streamforge.demo.report import (
     DemoReport,
     LedgerFigures,
@@ -67,22 +68,9 @@ from streamforge.supervision import topic_of
 _MARKET_MARGIN_S = 120.0
 _RECORDINGS_TIMEOUT_S = 900.0
 _POLL_S = 0.5
-_JOBS = ("observe", "observe_consumers", "check_consumers", "quality")
+_JOBS_BESIDE_THE_MARKET = ("observe", "observe_consumers", "check_consumers")
+_RUN_TIMEOUT_S = 300.0
 _HOUR_KEY = "%Y-%m-%d-%H:00"
-
-
-class Phase(StrEnum):
-    """What the demo is doing."""
-
-    START = "start"
-    MODELS = "models"
-    MARKET = "market"
-    LANDING = "landing"
-    REPLAY = "replay"
-    DAGSTER = "dagster"
-    RECORDINGS = "recordings"
-    VERIFY = "verify"
-    STOP = "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +79,7 @@ class DemoOptions:
 
     Args:
         events: messages to capture at least.
-        trades_per_s: mean rate of the simulated market over all its instruments.
+        trades_per_s: mean rate of the simulated market over all its instruments; None: as `paced_rate` says.
         seed: of the simulated market.
         start_minutes_ago: the simulated market begins so long ago and runs fast until it is now.
         recordings_dir: folder with recorded data to replay afterwards.
@@ -100,25 +88,12 @@ class DemoOptions:
     """
 
     events: int = 100_000
-    trades_per_s: float = 2_500.0
+    trades_per_s: float | None = None
     seed: int = 7
     start_minutes_ago: float = 0.0
     recordings_dir: Path | None = None
     keep: bool = False
     models: bool = False
-
-
-class Watcher(Protocol):
-    """Who is told what is going on."""
-
-    def phase(self, phase: Phase) -> None:
-        """Hear that a phase begins."""
-
-    def progress(self, done: int, total: int, note: str) -> None:
-        """Hear how far the phase is."""
-
-    def tell(self, text: str) -> None:
-        """Hear a sentence on the side."""
 
 
 def run_demo(
@@ -148,31 +123,6 @@ def run_demo(
         raise ProcessError(msg) from error
 
 
-@dataclass(slots=True)
-class _PhaseClock:
-    """Measures phases, one after the other."""
-
-    phases: dict[str, float] = field(default_factory=dict)
-    _current: str | None = None
-    _since_s: float = 0.0
-
-    def enter(self, phase: str) -> None:
-        """Begin a phase and end the one before."""
-        self.stop()
-        self._current, self._since_s = phase, time.monotonic()
-
-    def stop(self) -> None:
-        """End the phase that runs."""
-        if self._current is not None:
-            self.phases[self._current] = time.monotonic() - self._since_s
-        self._current = None
-
-    @property
-    def total_s(self) -> float:
-        """Return the seconds of all phases that have ended."""
-        return sum(self.phases.values())
-
-
 class _Demo:
     """One run."""
 
@@ -185,15 +135,18 @@ class _Demo:
         self._watcher = watcher
         self._files = PlatformFiles(settings.home_path)
         self._contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
-        self._clock = _PhaseClock()
+        self._clock = PhaseClock()
         self._problems: list[str] = []
         self._sent: list[Sent] = []
         self._ages: list[TableAges] = []
         self._verdicts: list[Verdict] = []
         self._ledger: LedgerFigures | None = None
         self._replay: ReplayFigures | None = None
+        self._replay_range: OffsetRange | None = None
+        self._hash_before = ""
         self._runs: list[JobFigures] = []
         self._market_since_s = 0.0
+        self._trades_per_s = 0.0
         self._models: ModelFigures | None = None
         self._is_done = False
 
@@ -247,9 +200,10 @@ class _Demo:
     def _plan(self) -> PlatformPlan:
         options = self._options
         plan = plan_platform(self._settings, simulator=True, remember=True)
+        self._trades_per_s = options.trades_per_s or paced_rate(options.events, time.time())
         plan = with_synthetic_market(
             plan,
-            trades_per_s=options.trades_per_s,
+            trades_per_s=self._trades_per_s,
             seed=options.seed,
             start_minutes_ago=options.start_minutes_ago,
         )
@@ -275,19 +229,23 @@ class _Demo:
         if self._options.models:
             self._attempt(Phase.MODELS, self._train_model)
         for phase, step in (
-            (Phase.MARKET, lambda: self._run_market(line, session)),
+            (Phase.MARKET, lambda: self._run_market(line, session, jobs)),
             (Phase.LANDING, lambda: self._land(line, session, self._files.ledger)),
-            (Phase.REPLAY, lambda: self._replay_range(jobs)),
+            (Phase.REPLAY, lambda: self._repeat_range(jobs)),
         ):
             self._attempt(phase, step)
         if jobs is not None:
-            self._attempt(Phase.DAGSTER, lambda: self._run_jobs(jobs))
+            self._attempt(Phase.DAGSTER, lambda: self._ask_for_checks(jobs))
         # Before recorded messages come: their event times are years old.
         self._ages = line.ages()
         if self._options.recordings_dir is not None:
+            if jobs is not None:
+                self._attempt(Phase.DAGSTER, lambda: self._take_answers(jobs))
             recorded = Session(self._settings, self._contracts, plan, prefix=f"{RECORDED}-")
             self._attempt(Phase.RECORDINGS, lambda: self._run_recordings(line, recorded))
         self._attempt(Phase.VERIFY, lambda: self._verify(line))
+        if jobs is not None:
+            self._attempt(Phase.DAGSTER, lambda: self._take_answers(jobs))
         self._problems += self._unexpected_ends()
         self._is_done = True
         if self._options.keep:
@@ -306,11 +264,14 @@ class _Demo:
         self._clock.enter(phase)
         self._watcher.phase(phase)
 
-    def _run_market(self, line: Line, session: Session) -> None:
-        """Wait until enough was captured and the first bars are in their table."""
+    def _run_market(self, line: Line, session: Session, jobs: Jobs | None) -> None:
+        """Wait until enough was captured and the first bars are in their table; Dagster observes meanwhile."""
+        if jobs is not None:
+            for job in _JOBS_BESIDE_THE_MARKET:
+                jobs.ask(job)
         wanted = self._options.events
         self._market_since_s = time.time()
-        deadline_s = time.monotonic() + wanted / self._options.trades_per_s + _MARKET_MARGIN_S
+        deadline_s = time.monotonic() + wanted / self._trades_per_s + _MARKET_MARGIN_S
         while True:
             state = line.look()
             found = captured(state)
@@ -347,24 +308,17 @@ class _Demo:
         before = sum(item.messages for item in self._sent)
         self._sent.append(session.land(line, ledger, captured_before=before, tell=self._watcher.progress))
 
-    def _replay_range(self, jobs: Jobs | None) -> None:
-        """Make the middle third of the busiest topic-partition of raw trades again."""
+    def _repeat_range(self, jobs: Jobs | None) -> None:
+        """Make the middle third of the busiest topic-partition of raw trades again, or ask Dagster for it."""
         logs = log_ranges(self._settings, [topic_of(self._contracts, "raw-trades").name])
         item, log = max(logs.items(), key=lambda entry: entry[1].stable_end - entry[1].log_start)
         third = (log.stable_end - log.log_start) // 3
         wanted = OffsetRange(item.topic, item.partition, log.log_start + third, log.log_start + 2 * third)
-        before = self._table_hash()
-        rows, committed = self._replay_by_hand(wanted) if jobs is None else self._replay_by_job(jobs, wanted)
-        self._replay = ReplayFigures(
-            table=f"{self._settings.namespace}.trades",
-            ranges=[str(wanted)],
-            rows=rows,
-            committed=committed,
-            hash_before=before,
-            hash_after=self._table_hash(),
-        )
-
-    def _replay_by_hand(self, wanted: OffsetRange) -> tuple[int, bool]:
+        self._replay_range, self._hash_before = wanted, self._table_hash()
+        if jobs is not None:
+            offsets = f"{wanted.partition}:{wanted.start}-{wanted.end}"
+            jobs.ask("replay", config={"table": "trades", "offsets": [offsets], "dry_run": False})
+            return
         done = replay(
             self._settings,
             self._contracts,
@@ -372,30 +326,46 @@ class _Demo:
             [wanted],
             progress=lambda stage, done, total: self._watcher.progress(done, total, stage),
         )
-        return done.plan.counts.after, done.committed is not None
+        self._note_replay(done.plan.counts.after, committed=done.committed is not None)
 
-    def _replay_by_job(self, jobs: Jobs, wanted: OffsetRange) -> tuple[int, bool]:
-        self._watcher.progress(0, 0, "Dagster's job replay")
-        offsets = f"{wanted.partition}:{wanted.start}-{wanted.end}"
-        done = jobs.run("replay", config={"table": "trades", "offsets": [offsets], "dry_run": False})
-        self._runs.append(done)
-        if done.status != SUCCESS:
-            msg = f"Dagster's job {done.job} ended with {done.status}"
-            raise ProcessError(msg)
-        return done.metadata["rows_after"], done.metadata["committed"]
+    def _note_replay(self, rows: int, *, committed: bool) -> None:
+        """Keep what a replay of the chosen range did, and what the table says now."""
+        self._replay = ReplayFigures(
+            table=f"{self._settings.namespace}.trades",
+            ranges=[str(self._replay_range)],
+            rows=rows,
+            committed=committed,
+            hash_before=self._hash_before,
+            hash_after=self._table_hash(),
+        )
 
-    def _run_jobs(self, jobs: Jobs) -> None:
-        """Observe, check and build again what the market left, as the schedules of a running platform do.
+    def _ask_for_checks(self, jobs: Jobs) -> None:
+        """Have what the market left checked and built again, as the schedules of a running platform do.
 
         The marts take Spark's start and dbt, a minute: they are built in the longer demo, the one with models.
         """
-        hour = time.strftime(_HOUR_KEY, time.gmtime(self._market_since_s))
-        wanted = {**dict.fromkeys(_JOBS), "bars_backfill": hour}
+        jobs.ask("quality")
+        jobs.ask("bars_backfill", partition_key=time.strftime(_HOUR_KEY, time.gmtime(self._market_since_s)))
         if self._options.models:
-            wanted["marts"] = None
-        for number, (job, key) in enumerate(wanted.items()):
-            self._watcher.progress(number, len(wanted), f"Dagster's job {job}")
-            self._runs.append(jobs.run(job, partition_key=key))
+            jobs.ask("marts")
+
+    def _take_answers(self, jobs: Jobs) -> None:
+        """Wait for the jobs that were asked for.
+
+        Raises:
+            ProcessError: one did not end in time, or their process is gone; names its log.
+        """
+        while jobs.waiting:
+            job = jobs.waiting[0]
+            total = len(jobs.waiting) + len(self._runs)
+            self._watcher.progress(len(self._runs), total, f"Dagster's job {job}")
+            done = jobs.answer(_RUN_TIMEOUT_S)
+            if done is None:
+                msg = f"Dagster's job {job} did not end within {_RUN_TIMEOUT_S:g} s; see {jobs.log_file}"
+                raise ProcessError(msg)
+            self._runs.append(done)
+            if done.job == "replay" and done.status == SUCCESS:
+                self._note_replay(done.metadata["rows_after"], committed=done.metadata["committed"])
 
     def _table_hash(self) -> str:
         contract = self._contracts["trades"]

@@ -1,4 +1,4 @@
-"""Run dbt: in this process on a Spark session that ends with the run, or in a process of its own.
+"""Run dbt: in this process, on its Spark or on one that ends with the run, or in a process of its own.
 
 dbt takes whatever session this process has, so ours is started first, with the function that the models need.
 One run at a time writes the marts of a home; another one waits for its turn.
@@ -148,17 +148,19 @@ def _invoke(settings: Settings, arguments: Sequence[str], target: Path) -> bool:
 
 @contextmanager
 def _spark(settings: Settings) -> Iterator[None]:
-    """Start the session that dbt will find, and stop Spark afterwards."""
+    """Start the session that dbt will find, and stop Spark afterwards where this process had none before."""
     from pyspark.sql import SparkSession  # noqa: PLC0415  # heavy
 
     logging.getLogger("py4j").setLevel(logging.WARNING)  # it tells of every connection that it closes
+    is_ours = SparkSession.getActiveSession() is None
     spark_session(settings)
     session = SparkSession.builder.getOrCreate()
     try:
         register_functions(session)
         yield
     finally:
-        session.stop()
+        if is_ours:
+            session.stop()
 
 
 @contextmanager
