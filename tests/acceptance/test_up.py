@@ -27,6 +27,7 @@ from streamforge.demo.session import Session
 from streamforge.lakehouse.line import Line
 from streamforge.lakehouse.verify import verify_tables
 from streamforge.platform.plan import PlatformFiles, consumer_kinds, read_plan
+from streamforge.platform.report import report
 from streamforge.settings import Settings
 from tests.waiting import wait_until
 
@@ -55,6 +56,11 @@ class Platform:
 
     home: Path
 
+    @property
+    def settings(self) -> Settings:
+        """Return the platform's settings."""
+        return Settings(_env_file=None, home=self.home)  # type: ignore[call-arg]
+
     def call(self, *arguments: str) -> dict[str, Any]:
         """Call `streamforge` and return its JSON; `status` may say by its exit code that something is not well."""
         command = [sys.executable, "-m", "cli", *arguments, "--output", "json"]
@@ -67,8 +73,8 @@ class Platform:
         return found
 
     def processes(self) -> dict[str, dict[str, Any]]:
-        """Return the processes by name."""
-        return {process["name"]: process for process in self.call("status")["processes"]}
+        """Return what `streamforge status` says of the processes, by name, without a process for each look."""
+        return {process["name"]: process for process in report(self.settings).processes_as_dicts()}
 
     def ask(self, query: str, **variables: Any) -> Any:
         """Ask Dagster and return the only answer."""
@@ -227,12 +233,11 @@ def _killing_dagster_in_the_middle_of_a_replay_changes_nothing(platform: Platfor
     )
     assert platform.status(running) != "SUCCESS"
     assert platform.run("resume", "tell_to_resume", {"target": "parser", "wait_s": 60.0}) == "SUCCESS"
-    _everything_that_was_sent_is_landed_once(platform.home)
+    _everything_that_was_sent_is_landed_once(platform.settings)
     assert platform.end_of(platform.launch("replay", "replay_ranges", {})) == "SUCCESS"
 
 
-def _everything_that_was_sent_is_landed_once(home: Path) -> None:
-    settings = Settings(_env_file=None, home=home)  # type: ignore[call-arg]
+def _everything_that_was_sent_is_landed_once(settings: Settings) -> None:
     contracts = load_contracts(settings.contracts_dir)
     files = PlatformFiles(settings.home_path)
     plan = read_plan(files)

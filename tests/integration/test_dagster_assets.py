@@ -48,8 +48,9 @@ def test_code_location_lakehouse_loads_in_time_without_heavy_libraries() -> None
         found.update(heavy)
         return float(spent_s)
 
-    ratio = min(processor_s(location) / processor_s(LIBRARIES) for _ in range(3))
-    assert ratio < MOST_OF_LIBRARIES
+    # What disturbs one measurement does not disturb all three; what is too slow is so in each.
+    ratios = (processor_s(location) / processor_s(LIBRARIES) for _ in range(3))
+    assert any(ratio < MOST_OF_LIBRARIES for ratio in ratios)
     assert not found
 
 
