@@ -5,7 +5,8 @@ partition is one hour of event time (UTC). Where the table `bars` already says t
 committed. What is missing or different lands as revisions of a higher replay epoch, in one table snapshot, while the
 writer goes on. Bars that a late trade may still correct are left to the stream and counted as still open.
 
-Choose hours in the launchpad or start a backfill over many: a run takes up to a day of them.
+Choose hours in the launchpad or start a backfill over many: a run takes up to a day of them. Hours of trades that a
+replay has changed are built again by themselves: the asset `replayed_trades` marks them.
 """
 
 import warnings
@@ -20,9 +21,30 @@ from streamforge.lakehouse.bars_backfill import BackfillReport, Window, backfill
 
 BACKFILLS = "backfills"
 BARS_BACKFILL_KEY = dg.AssetKey([BACKFILLS, "bars"])
+REPLAYED_KEY = dg.AssetKey([BACKFILLS, "replayed_trades"])
 HOURS_A_RUN = 24
 
+# An hour that is marked while its bars are being built is built once more.
+_FOLLOW_REPLAYS = (
+    dg.AutomationCondition.any_deps_updated().allow(dg.AssetSelection.assets(REPLAYED_KEY)).since_last_handled()
+    & ~dg.AutomationCondition.in_progress()
+).with_label("a replay changed this hour's trades")
 _SHOWN_COUNTS = ("built", "equal", "missing", "different", "still_open", "without_trades")
+
+
+def replayed_trades(contracts: Contracts, partitions: dg.TimeWindowPartitionsDefinition) -> dg.AssetSpec:
+    """Return the external asset whose partitions are the hours that replays of `trades` changed."""
+    return dg.AssetSpec(
+        REPLAYED_KEY,
+        description="Hours of event time in which a replay, a redrive or a rebuild has changed rows of `trades`, from "
+        "this UI or from the command line. A sensor reads them from the table's snapshots; the bars of just those "
+        "hours are then built again.",
+        deps=[table_key(contracts["trades"])],
+        partitions_def=partitions,
+        group_name=BACKFILLS,
+        owners=[f"team:{contracts['trades'].owner}"],
+        kinds={"iceberg"},
+    )
 
 
 def bars_backfill(contracts: Contracts, partitions: dg.TimeWindowPartitionsDefinition) -> dg.AssetsDefinition:
@@ -43,7 +65,8 @@ def bars_backfill(contracts: Contracts, partitions: dg.TimeWindowPartitionsDefin
         decorate = dg.asset(
             key=BARS_BACKFILL_KEY,
             description=__doc__,
-            deps=[table_key(trades), table_key(bars)],
+            deps=[table_key(trades), table_key(bars), REPLAYED_KEY],
+            automation_condition=_FOLLOW_REPLAYS,
             partitions_def=partitions,
             backfill_policy=dg.BackfillPolicy.multi_run(HOURS_A_RUN),
             retry_policy=dg.RetryPolicy(max_retries=2, delay=5),
