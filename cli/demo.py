@@ -186,8 +186,8 @@ def _render(report: DemoReport, file: Path, *, kept: bool) -> Group:
     parts += [Text(f"Problem: {item}", style="bold red") for item in report.problems]
     parts.append(
         Text(
-            "p50, p99: commit time of a row minus our receipt of its message; event: minus the venue's time. "
-            "Of all rows that landed while the market ran, read from the tables.",
+            "p50, p99: commit time of a row minus our receipt of its message; event: p99 of the same minus the "
+            "venue's time. Of all rows that landed while the market ran, read from the tables.",
             style="dim",
         )
     )
@@ -230,7 +230,7 @@ def _headline(report: DemoReport) -> Panel:
 def _tables(report: DemoReport) -> Table:
     table = Table(box=None, padding=(0, 1))
     table.add_column("table", no_wrap=True)
-    for name in ("rows", "lost", "doubled", "commits", "p50", "p99", "event p99"):
+    for name in ("rows", "lost", "doubled", "commits", "p50 s", "p99 s", "event s"):
         table.add_column(name, justify="right", no_wrap=True)
     for item in report.tables:
         received, event = item.received, item.event
@@ -289,4 +289,4 @@ def _pair(found: Quantiles | None) -> str:
 
 
 def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} s"
+    return "-" if value is None else f"{value:.2f}"
