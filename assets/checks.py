@@ -11,7 +11,13 @@ from assets.catalogue import PLATFORM_RESOURCE, platform_of, table_key
 from assets.failures import clear_failures
 from streamforge.contracts import Contract, Contracts
 from streamforge.lakehouse.catalog import load_table, open_catalog
-from streamforge.lakehouse.instrument_freshness import InstrumentFreshness, has_freshness, instrument_freshness
+from streamforge.lakehouse.instrument_freshness import (
+    REMEMBERED_NS,
+    WATCHED_NS,
+    InstrumentFreshness,
+    has_freshness,
+    instrument_freshness,
+)
 from streamforge.lakehouse.quality import RuleResult, Severity, check_rules, rules_of
 
 FRESHNESS = "instruments_are_fresh"
@@ -52,7 +58,8 @@ def _checks(contract: Contract) -> dg.AssetChecksDefinition:
     if has_freshness(contract):
         description = (
             f"The newest row of each instrument is at most {contract.freshness_s:g} s old, by event time. Some late: "
-            "a warning, their market may be quiet. All late: an error."
+            "a warning, their market may be quiet. All late: an error. One that is gone, without a row for a day, is a "
+            f"warning that names it, for {REMEMBERED_NS // WATCHED_NS} days: by then somebody knows that it was delisted."
         )
         specs.append(dg.AssetCheckSpec(name=FRESHNESS, asset=asset, description=description))
 
@@ -104,16 +111,30 @@ def _freshness(asset: dg.AssetKey, found: InstrumentFreshness) -> dg.AssetCheckR
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=FRESHNESS,
-        passed=not late and bool(found.ages_s),
+        passed=not late and not found.gone_s and bool(found.ages_s),
         severity=dg.AssetCheckSeverity.ERROR if found.all_late else dg.AssetCheckSeverity.WARN,
-        description=None if found.ages_s else "The table has no rows.",
+        description=_unfresh(found),
         metadata={
             "target_s": found.target_s,
             "instruments": len(found.ages_s),
             "instruments_late": len(late),
+            "instruments_gone": len(found.gone_s),
             "oldest_s": max(found.ages_s.values(), default=None),
             "late_s": dg.MetadataValue.json(late),
+            "gone_s": dg.MetadataValue.json(dict(found.gone_s)),
         },
+    )
+
+
+def _unfresh(found: InstrumentFreshness) -> str | None:
+    if not found.ages_s:
+        return "The table has no rows."
+    if not found.gone_s:
+        return None
+    named = ", ".join(f"{name} ({age_s / 3_600:.0f} h)" for name, age_s in found.gone_s.items())
+    return (
+        f"No row of these for a day, though others have some: {named}. Are they delisted? Else look whether the loader "
+        "still captures them (`streamforge status`) and whether they are dead letters (`streamforge dlq list`)."
     )
 
 

@@ -1,13 +1,14 @@
 """How old the newest row of each instrument is, by event time: what a person calls fresh.
 
 It is read from the table, so rows that a replay or a backfill brings late make nothing fresher than it is. An
-instrument without a row in the day before the table's newest event counts as gone and is not judged.
+instrument without a row in the day before the table's newest event is gone: its age is not judged, but it is named
+for a week, since no table tells a market that was closed from one that is no longer captured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +23,8 @@ from streamforge.lakehouse.replay_target import files_with, read_file
 
 INSTRUMENT = "instrument"
 WATCHED_NS = 24 * 3_600 * 10**9
+REMEMBERED_NS = 7 * WATCHED_NS
+"""How long before the table's newest event an instrument's last row may lie for it to be named as gone."""
 
 _FINDINGS = "ts_detected_ns"
 
@@ -32,10 +35,12 @@ class InstrumentFreshness:
 
     Args:
         target_s: what the contract promises.
+        gone_s: the same of the instruments that are gone, the latest to go first.
     """
 
     target_s: float
     ages_s: Mapping[str, float]
+    gone_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def late(self) -> dict[str, float]:
@@ -69,7 +74,7 @@ def instrument_freshness(table: Table, contract: Contract, now_ns: int) -> Instr
     if column is None or newest_ns is None:
         return InstrumentFreshness(contract.freshness_s or 0.0, {})
     by_instrument = INSTRUMENT in table.schema().column_names
-    condition = compare_with(GreaterThanOrEqual, column, newest_ns - WATCHED_NS)
+    condition = compare_with(GreaterThanOrEqual, column, newest_ns - REMEMBERED_NS)
     newest: dict[str, int] = {}
     for task in files_with(table, condition):
         rows = read_file(table, task, (INSTRUMENT, column) if by_instrument else (column,), condition)
@@ -80,5 +85,11 @@ def instrument_freshness(table: Table, contract: Contract, now_ns: int) -> Instr
         grouped = rows.group_by(INSTRUMENT).aggregate([(column, "max")])
         found: list[dict[str, Any]] = grouped.to_pylist()
         newest |= {row[INSTRUMENT]: max(row[f"{column}_max"], newest.get(row[INSTRUMENT], 0)) for row in found}
-    ages_s = {name: round((now_ns - event_ns) / 1e9, 3) for name, event_ns in newest.items()}
-    return InstrumentFreshness(contract.freshness_s or 0.0, ages_s)
+    latest_first = sorted(newest.items(), key=lambda item: item[1], reverse=True)
+    ages_s = {name: round((now_ns - event_ns) / 1e9, 3) for name, event_ns in latest_first}
+    gone = {name for name, event_ns in latest_first if event_ns < newest_ns - WATCHED_NS}
+    return InstrumentFreshness(
+        contract.freshness_s or 0.0,
+        {name: age_s for name, age_s in ages_s.items() if name not in gone},
+        {name: age_s for name, age_s in ages_s.items() if name in gone},
+    )

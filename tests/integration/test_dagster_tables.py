@@ -103,6 +103,12 @@ def test_freshness_warns_of_one_late_instrument_and_is_an_error_when_all_are(
     assert (late.passed, late.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert (some.passed, some.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert list(some.metadata["late_s"].value) == ["BTC-USDT.SIM"]
+    # A day on, with a row of the one only, the other is not late any more but gone, and is named for that.
+    land_trades(lakehouse.settings, trades, [make_trade("ETH-USDT.SIM", 3, now_ms + 25 * 3_600_000)])
+    gone = checks(run(lakehouse, instance, "quality"))["trades", FRESHNESS]
+    assert (gone.passed, gone.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (gone.metadata["late_s"].value, list(gone.metadata["gone_s"].value)) == ({}, ["BTC-USDT.SIM"])
+    assert "No row of these for a day, though others have some: BTC-USDT.SIM (0 h)" in (gone.description or "")
 
 
 def test_retention_gap_fails_the_check_of_its_table_until_it_is_accepted(

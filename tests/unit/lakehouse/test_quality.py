@@ -197,9 +197,21 @@ def test_freshness_is_by_event_time_of_each_instrument(table: Table) -> None:
     assert instrument_freshness(table, TRADES, (START_MS + 60_000) * 10**6).all_late
 
 
-def test_freshness_does_not_judge_instruments_that_are_gone_for_a_day_nor_ledgers(table: Table) -> None:
-    land(table, row(1, instrument=ETH), row(2, ms=25 * HOUR_MS))
-    assert set(instrument_freshness(table, TRADES, 0).ages_s) == {BTC}
+def test_freshness_names_instruments_that_are_gone_for_a_week_and_then_forgets_them(table: Table) -> None:
+    last_ms = 8 * 24 * HOUR_MS
+    gone = {"DAY-USDT.SIM": 24 * HOUR_MS + 1, "WEEK-USDT.SIM": 7 * 24 * HOUR_MS}
+    others = {ETH: 24 * HOUR_MS, "OLD-USDT.SIM": 7 * 24 * HOUR_MS + 1}
+    back = gone | others | {BTC: 0}
+    # A file each, so that a file without a row of the last day is looked at too.
+    for number, (name, ms) in enumerate(back.items()):
+        land(table, row(number, instrument=name, ms=last_ms - ms))
+    found = instrument_freshness(table, TRADES, (START_MS + last_ms + 1_000) * 10**6)
+    assert set(found.ages_s) == {BTC, ETH}
+    assert list(found.gone_s.items()) == [(name, ms / 1_000 + 1) for name, ms in gone.items()]
+    assert (set(found.late), found.all_late) == ({ETH}, False), "who is gone is not late too"
+
+
+def test_freshness_does_not_judge_ledgers() -> None:
     judged = {contract.id for contract in CONTRACTS.with_table if has_freshness(contract)}
     assert {"trades", "bars", "raw-trades"} <= judged
     assert "market-gaps" not in judged
