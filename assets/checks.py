@@ -59,7 +59,7 @@ def _checks(contract: Contract) -> dg.AssetChecksDefinition:
         description = (
             f"The newest row of each instrument is at most {contract.freshness_s:g} s old, by event time. Some late: "
             "a warning, their market may be quiet. All late: an error. One that is gone, without a row for a day, is a "
-            f"warning that names it, for {REMEMBERED_NS // WATCHED_NS} days: by then somebody knows that it was delisted."
+            f"warning that names it, for {REMEMBERED_NS // WATCHED_NS} days: who was delisted is known by then."
         )
         specs.append(dg.AssetCheckSpec(name=FRESHNESS, asset=asset, description=description))
 
