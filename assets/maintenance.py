@@ -3,7 +3,8 @@
 The writer commits every two seconds, so a table gathers tens of thousands of small files a day. Merging them makes
 one table snapshot with the same rows. Expiry then keeps the newest table snapshots, and every tagged one: time
 travel points, and what a model was trained on. The summaries of those that go are in the table `commits`. Neither
-touches the writer's position, which lies in the table's properties.
+touches the writer's position, which lies in the table's properties. Who meets a commit of the writer tries again; where
+others are always faster, the run fails, says so and is retried.
 """
 
 import logging
@@ -135,7 +136,7 @@ def _maintained(
     done = compact_table(spark_session(settings), settings, contracts, contract) if config.compact else Compaction()
     ledger = ensure_table(catalog, settings, contracts["commits"])
     table = load_table(catalog, settings, contract)
-    after = Maintenance(ledger, contracts["commits"], retained=config.retained_snapshots).expire(table)
+    after = Maintenance(ledger, contracts["commits"], retained=config.retained_snapshots).expire_or_fail(table)
     snapshot = after.current_snapshot()
     return dg.MaterializeResult(
         asset_key=maintenance_key(contract),

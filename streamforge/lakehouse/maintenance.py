@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import pyarrow as pa
+import stamina
 from pyiceberg.table import Table
 from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.snapshots import Snapshot
@@ -35,6 +36,7 @@ from streamforge.times import from_ns
 _LEDGER_KIND = "commits"
 _COPIED_KEY = "streamforge.copied."
 _COPY_ATTEMPTS = 5
+_EXPIRE_ATTEMPTS = 5
 
 
 class Maintenance:
@@ -62,6 +64,45 @@ class Maintenance:
         Raises:
             CommitError: the summaries could not be copied; nothing was expired.
         """
+        try:
+            return self._expire_once(table)
+        except (CommitConflictError, CommitUnknownError):
+            return commit.refresh(table)
+
+    def expire_or_fail(self, table: Table) -> Table:
+        """Expire as `expire` does, for whoever has no next time soon: tried again where it meets another commit.
+
+        Returns:
+            The table with the metadata after it.
+
+        Raises:
+            CommitConflictError: others were always faster; their table snapshots are all still there.
+            CommitUnknownError: the answer to the last attempt was lost.
+            CommitError: the summaries could not be copied; nothing was expired.
+        """
+        tried = 0
+        try:
+            for attempt in stamina.retry_context(
+                on=(CommitConflictError, CommitUnknownError),
+                attempts=_EXPIRE_ATTEMPTS,
+                timeout=None,
+                wait_initial=0.05,
+                wait_max=1.0,
+                wait_jitter=0.2,
+            ):
+                with attempt:
+                    tried = attempt.num
+                    table = self._expire_once(table if tried == 1 else commit.refresh(table))
+        except (CommitConflictError, CommitUnknownError) as error:
+            msg = (
+                f"table {commit.table_name(table)}: {len(table.metadata.snapshots)} table snapshots, more than the "
+                f"{self._retained} to keep, and expiry met another commit in each of {tried} attempts, the last: "
+                f"{error}. Run it again when fewer programs write to the table"
+            )
+            raise type(error)(msg) from error
+        return table
+
+    def _expire_once(self, table: Table) -> Table:
         by_age = sorted(table.metadata.snapshots, key=lambda item: item.sequence_number or 0)
         old = by_age[: -self._retained]
         if old and table.metadata.table_uuid != self._ledger.metadata.table_uuid:
@@ -73,10 +114,7 @@ class Maintenance:
         updates: list[TableUpdate] = [RemoveSnapshotRefUpdate(ref_name=name) for name in guards]
         if expirable:
             updates.append(RemoveSnapshotsUpdate(snapshot_ids=expirable))
-        try:
-            return commit.send_once(table, tuple(updates), _refs_as_read(table, expirable))
-        except (CommitConflictError, CommitUnknownError):
-            return commit.refresh(table)
+        return commit.send_once(table, tuple(updates), _refs_as_read(table, expirable))
 
     def _copy(self, table: Table, snapshots: Sequence[Snapshot]) -> None:
         """Append the summaries that the ledger does not have yet, each once.

@@ -7,7 +7,7 @@ import json
 import pytest
 from pyiceberg.table import Table
 
-from streamforge.errors import CommitError
+from streamforge.errors import CommitConflictError, CommitError
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.maintenance import Maintenance
 from streamforge.lakehouse.tags import remove_tag, set_tag
@@ -123,6 +123,28 @@ def test_expire_that_meets_another_commit_expires_nothing_and_the_next_run_does(
     ids = [row["snapshot_id"] for row in _ledger_rows(rig)]
     assert len(ids) == len(set(ids)) == 4
     rig.assert_exact(60)
+
+
+def test_expire_or_fail_that_meets_another_commit_tries_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    maintenance, writer = _maintenance(rig), _busy_writer(rig, commits=5)
+    before_send(monkeypatch, lambda: None, rig.foreign_compaction)
+    table = maintenance.expire_or_fail(writer.table)
+    assert len(table.snapshots()) == len(rig.fresh().snapshots()) == RETAINED
+    ids = [row["snapshot_id"] for row in _ledger_rows(rig)]
+    assert len(ids) == len(set(ids)) == 4
+    writer.land(60)
+    rig.assert_exact(60)
+
+
+def test_expire_or_fail_that_always_meets_another_commit_ends_and_says_so(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maintenance, writer = _maintenance(rig), _busy_writer(rig, commits=5)
+    before = {item.snapshot_id for item in writer.table.snapshots()}
+    before_send(monkeypatch, *[rig.foreign_compaction] * 50)
+    with pytest.raises(CommitConflictError, match=r"market_gaps: .* more than the 3 to keep, .* in each of 5 attempts"):
+        maintenance.expire_or_fail(writer.table)
+    assert before < {item.snapshot_id for item in rig.fresh().snapshots()}, "nothing was expired"
 
 
 def test_two_maintainers_copy_each_summary_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
