@@ -13,6 +13,7 @@ from itertools import chain
 import dagster as dg
 
 from assets.catalogue import PLATFORM_RESOURCE, observable, platform_of, stream_key
+from assets.failures import clear_failures
 from streamforge.contracts import Contracts
 from streamforge.events import ProcessEvent
 from streamforge.liveness import Judgement, judge, words_that_count
@@ -87,7 +88,8 @@ def observable_consumers(contracts: Contracts) -> dg.AssetsDefinition:
 
     def look_at_consumers(context: dg.OpExecutionContext) -> Iterator[dg.ObserveResult]:
         # Every five minutes: who was silent for longer than that has no state to record.
-        found = judgements(*platform_of(context), look_back_s=WITHIN_S)
+        with clear_failures():
+            found = judgements(*platform_of(context), look_back_s=WITHIN_S)
         for each in KINDS:
             if each.key not in context.selected_asset_keys:
                 continue
@@ -110,7 +112,8 @@ def consumer_checks() -> dg.AssetChecksDefinition:
         required_resource_keys={PLATFORM_RESOURCE},
     )
     def consumers_alive(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        found = judgements(*platform_of(context.op_execution_context))
+        with clear_failures():
+            found = judgements(*platform_of(context.op_execution_context))
         for each in KINDS:
             if dg.AssetCheckKey(each.key, ALIVE) in context.selected_asset_check_keys:
                 yield alive(each, found.get(each.kind, ()))

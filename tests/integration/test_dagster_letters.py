@@ -10,6 +10,7 @@ import pytest
 
 from assets.letters import LETTERS_KEY
 from orchestration import letters
+from streamforge.lakehouse.catalog import open_catalog
 from streamforge.settings import Settings
 from tests.dagster_support import Jobs, with_platform
 from tests.letters_support import LETTER_TOPICS, PLANTED, plant_letters, raw_messages
@@ -63,3 +64,9 @@ def test_open_letters_warn_until_the_job_has_redriven_them(broker_settings: Sett
 
         unknown = jobs.run("redrive", {"ids": ["feed"]})
         assert (unknown.success, unknown.error) == (False, "ConfigurationError")
+
+        open_catalog(pipeline.settings).drop_table((pipeline.settings.namespace, "trades"))
+        missing = jobs.run("redrive", {"dry_run": False})
+        assert (missing.success, missing.error) == (False, "ConfigurationError")
+        assert "table market.trades does not exist: `streamforge contracts apply` creates it" in missing.failure
+        assert [observed(jobs)[name] for name in ("open", "redriven")] == [1, 1], "no letter is decided"
