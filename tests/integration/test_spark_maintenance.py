@@ -30,6 +30,7 @@ from streamforge.spark.maintenance import compact_table, remove_orphans
 from streamforge.spark.session import spark_session
 from streamforge.supervision import topic_of
 from tests.conftest import MakeTopics
+from tests.dagster_support import failures
 from tests.waiting import wait_until
 from tests.writer_support import (
     TRADE_TOPICS,
@@ -63,6 +64,10 @@ class Bench:
     def table(self) -> Table:
         """Load the table as it is now."""
         return load_table(open_catalog(self.settings), self.settings, self.contracts["trades"])
+
+    def data_folder(self) -> Path:
+        """Return the folder of the table's data files."""
+        return Path(urlsplit(self.table().location()).path) / "data"
 
     def land(self, writer: WriterThread, batches: int) -> None:
         """Land some transactions, each in a commit and so in a file of its own."""
@@ -173,11 +178,10 @@ def test_orphans_go_by_age_and_never_what_a_table_snapshot_needs(bench: Bench) -
     assert bench.compact() >= 6
     bench.expire_all_but_last()
     needed = {Path(urlsplit(row["file_path"]).path) for row in bench.table().inspect.all_files().to_pylist()}
-    folder = Path(urlsplit(bench.table().location()).path)
-    planted, young = folder / "data" / "orphan.parquet", folder / "data" / "young.parquet"
+    planted, young = bench.data_folder() / "orphan.parquet", bench.data_folder() / "young.parquet"
     planted.write_bytes(b"x")
     long_ago_s = time.time() - _OLD_S
-    for path in folder.rglob("*"):
+    for path in bench.data_folder().parent.rglob("*"):
         os.utime(path, (long_ago_s, long_ago_s))
     young.write_bytes(b"x")
     session, contract, now = spark_session(bench.settings), bench.contracts["trades"], datetime.now(UTC)
@@ -216,4 +220,18 @@ def test_dagster_maintains_the_chosen_table_beside_the_writer_and_skips_absent_o
         assert done["table_snapshots_before"] > done["table_snapshots_after"] == 2
         wait_for_landed(bench.settings, bench.contracts, bench.topic, writer=writer)
     assert writer.exit_code == 0
+    bench.assert_exact()
+
+    planted = bench.data_folder() / "orphan.parquet"
+    planted.write_bytes(b"x")
+    os.utime(planted, (time.time() - _OLD_S,) * 2)
+    broken = ensure_table(open_catalog(bench.settings), bench.settings, bench.contracts["bars"])
+    Path(urlsplit(broken.metadata_location).path).unlink()
+    with dg.DagsterInstance.ephemeral() as instance:
+        removal = orphan_removal(bench.contracts).execute_in_process(
+            resources=resources, instance=instance, raise_on_error=False
+        )
+    [said] = failures(removal).values()
+    assert said.startswith("table bars cannot be read or written: FileNotFoundError")
+    assert not planted.exists(), "the tables that are well were cleaned all the same"
     bench.assert_exact()
