@@ -46,6 +46,15 @@ _BACKFILL = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfil
   __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
 _BACKFILL_STATUS = """query($id: String!) { partitionBackfillOrError(backfillId: $id) {
   ... on PartitionBackfill { status } } }"""
+_SENSOR_TICKS = """query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
+  ... on Sensor { sensorState { status ticks(limit: 50) { status skipReason error { message } } } } } }"""
+_START_SCHEDULE = """mutation($selector: ScheduleSelector!) { startSchedule(scheduleSelector: $selector) {
+  ... on ScheduleStateResult { scheduleState { id status nextTick { timestamp } } }
+  ... on PythonError { message } } }"""
+_STOP_SCHEDULE = """mutation($id: String!) { stopRunningSchedule(id: $id) {
+  ... on ScheduleStateResult { scheduleState { status } } ... on PythonError { message } } }"""
+_DAEMONS = """{ instance { daemonHealth { allDaemonStatuses {
+  daemonType required healthy lastHeartbeatErrors { message } } } } }"""
 _LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries { name
   locationOrLoadError { __typename } } } } }"""
 
@@ -137,6 +146,7 @@ def test_platform_is_started_killed_steered_and_stopped_and_loses_nothing(platfo
     assert names - dagster == {"broker", "simulator", "loader", *consumer_kinds()}
     _killed_writer_comes_back(platform)
     _launchpad_control_backfill_and_cancel_work(platform)
+    _daemon_evaluates_sensors_and_schedules(platform)
     _killing_dagster_in_the_middle_of_a_replay_changes_nothing(platform)
     _down_leaves_nothing(platform)
 
@@ -200,6 +210,28 @@ def _launchpad_control_backfill_and_cancel_work(platform: Platform) -> None:
         what="the backfill ends",
     )
     assert ended == "COMPLETED_SUCCESS"
+
+
+def _daemon_evaluates_sensors_and_schedules(platform: Platform) -> None:
+    sensor = _REPOSITORY | {"sensorName": "stuck_consumers"}
+
+    def looked() -> list[dict[str, Any]]:
+        state = platform.ask(_SENSOR_TICKS, selector=sensor)["sensorState"]
+        assert state["status"] == "RUNNING", "it is on without anybody having switched it on"
+        assert not [tick for tick in state["ticks"] if tick["error"] or tick["status"] == "FAILURE"], state
+        return [tick for tick in state["ticks"] if "kinds of consumers speak" in (tick["skipReason"] or "")]
+
+    wait_until(looked, timeout_s=_WITHIN_S, what="the daemon has looked at the consumers")
+    # What ticks start is tested with a clock, in tests/integration/test_dagster_scheduler.py: here an hour is too long.
+    schedule = _REPOSITORY | {"scheduleName": "marts_schedule"}
+    on = platform.ask(_START_SCHEDULE, selector=schedule)["scheduleState"]
+    assert on["status"] == "RUNNING"
+    assert on["nextTick"]["timestamp"] > datetime.now(UTC).timestamp()
+    assert platform.ask(_STOP_SCHEDULE, id=on["id"])["scheduleState"]["status"] == "STOPPED"
+    daemons = platform.ask(_DAEMONS)["daemonHealth"]["allDaemonStatuses"]
+    required = {each["daemonType"]: each["healthy"] for each in daemons if each["required"]}
+    assert {"SENSOR", "SCHEDULER", "BACKFILL", "QUEUED_RUN_COORDINATOR"} <= required.keys()
+    assert all(required.values()), daemons
 
 
 def _killing_dagster_in_the_middle_of_a_replay_changes_nothing(platform: Platform) -> None:
