@@ -6,9 +6,13 @@ PySpark is imported inside functions: Dagster loads its definitions without it.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+
+import psutil
 
 from streamforge.errors import ProcessError
 from streamforge.lakehouse.catalog import open_catalog
@@ -17,6 +21,9 @@ from streamforge.spark.configuration import catalog_conf, spark_conf, spark_envi
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+_SUBMITTED = "pyspark-shell"
+"""Last argument of the scripts that start Java for PySpark, and of Java itself."""
 
 
 def spark_session(settings: Settings) -> SparkSession:
@@ -38,7 +45,7 @@ def spark_session(settings: Settings) -> SparkSession:
     application = SparkSession.builder
     for key, value in spark_conf(settings).items():
         application = application.config(key, value)
-    with _variables(spark_environment(settings)):
+    with _variables(spark_environment(settings)), _interruptible():
         try:
             session = application.getOrCreate().newSession()
         except PySparkException as error:
@@ -61,6 +68,30 @@ def failure_text(error: Exception) -> str:
     """Return the first line of what Spark says of its failure, without Java's stack trace."""
     lines = str(getattr(error, "java_exception", error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let an interrupt end this process and its Java, as it ends the other processes of ours.
+
+    PySpark forgets the Java that it is starting when it is interrupted, and that one never ends. Once it has started
+    Java it takes the signal for itself, and its handler calls Java in the middle of another call: what comes out is an
+    error of that call, which looks as if one statement had failed.
+    """
+    from pyspark import SparkContext  # noqa: PLC0415  # heavy
+
+    handler = signal.getsignal(signal.SIGINT)
+    known = set(psutil.Process().children(recursive=True))
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        if SparkContext._gateway is None:  # noqa: SLF001 - there is no other word for: Java did not start
+            for child in set(psutil.Process().children(recursive=True)) - known:
+                with suppress(psutil.NoSuchProcess):
+                    if _SUBMITTED in child.cmdline():
+                        child.kill()
 
 
 @contextmanager

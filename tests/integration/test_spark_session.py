@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,11 @@ def test_session_sees_each_commit_of_pyiceberg_at_once_and_only_its_own_home(
     assert found["number"].to_pylist() == [0, 1, 2, 3]
     other = spark_session(settings.model_copy(update={"home": tmp_path / "other"}))
     assert not other.sql("SHOW NAMESPACES").collect()
+
+
+def test_interrupt_is_not_taken_by_pyspark(spark: SparkSession) -> None:
+    assert spark.sparkContext.version
+    assert "pyspark" not in str(getattr(signal.getsignal(signal.SIGINT), "__module__", ""))
 
 
 def test_plain_session_in_the_written_environment_has_catalog_and_java(settings: Settings) -> None:
