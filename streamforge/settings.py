@@ -61,7 +61,24 @@ class Settings(BaseSettings):
         None, description="SQLAlchemy or REST URI of the Iceberg catalog. Unset: SQLite under `home`."
     )
     catalog_type: Literal["sql", "rest"] = Field("sql", description="Kind of Iceberg catalog.")
+    catalog_signing_name: str | None = Field(
+        None,
+        description="AWS service name that requests to a REST catalog are signed for (SigV4), for instance s3tables or "
+        "glue. Unset: not signed.",
+    )
     warehouse: str | None = Field(None, description="Where table files lie, a URI. Unset: a folder under `home`.")
+    s3_endpoint: str | None = Field(
+        None, pattern=r"^https?://", description="URL of an S3 object store other than AWS. Unset: AWS."
+    )
+    s3_region: str | None = Field(
+        None, description="Region of the object store, and of the REST catalog where its requests are signed."
+    )
+    s3_access_key_id: SecretStr | None = Field(
+        None,
+        description="S3 access key, for the REST catalog's signature too. Unset: AWS's own search for credentials.",
+    )
+    s3_secret_access_key: SecretStr | None = Field(None, description="Secret that belongs to the S3 access key.")
+    s3_session_token: SecretStr | None = Field(None, description="Session token of temporary S3 credentials.")
     namespace: str = Field("market", description="Iceberg namespace of the tables.")
     spark_master: str = Field(
         "local[*]", description="Spark master. local[*]: on this machine, on all cores, loopback only."

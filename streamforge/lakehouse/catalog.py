@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,6 @@ from pyiceberg.table.update import (
 )
 from pyiceberg.typedef import Identifier
 from requests import PreparedRequest, Response, Session
-from requests.adapters import HTTPAdapter
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -88,15 +89,15 @@ class DeadlineRestCatalog(RestCatalog):
 
     def _create_session(self) -> Session:
         session: Session = super()._create_session()
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, _DeadlineAdapter())
+        # Those that are there, not others in their place: the one that signs requests is among them.
+        for adapter in session.adapters.values():
+            adapter.send = partial(_send_with_deadline, adapter.send)  # type: ignore[method-assign]
         return session
 
 
-class _DeadlineAdapter(HTTPAdapter):
-    def send(self, request: PreparedRequest, **kwargs: Any) -> Response:  # type: ignore[override]
-        kwargs["timeout"] = kwargs.get("timeout") or (CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S)
-        return super().send(request, **kwargs)
+def _send_with_deadline(send: Callable[..., Response], request: PreparedRequest, **kwargs: Any) -> Response:
+    kwargs["timeout"] = kwargs.get("timeout") or (CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S)
+    return send(request, **kwargs)
 
 
 def open_catalog(settings: Settings) -> Catalog:
@@ -106,16 +107,12 @@ def open_catalog(settings: Settings) -> Catalog:
         ConfigurationError: it cannot be reached; names the URI without its password.
     """
     uri = settings.resolved_catalog_uri
-    properties = {
-        "uri": uri,
-        "warehouse": settings.resolved_warehouse,
-        "s3.connect-timeout": str(CONNECT_TIMEOUT_S),
-        "s3.request-timeout": str(REQUEST_TIMEOUT_S),
-    }
+    properties = {"uri": uri, "warehouse": settings.resolved_warehouse, **_s3_properties(settings)}
     try:
         if settings.catalog_type == "rest":
             implementation = f"{DeadlineRestCatalog.__module__}.{DeadlineRestCatalog.__name__}"
-            return load_catalog(settings.catalog_name, **properties, **{"py-catalog-impl": implementation})
+            properties |= {"py-catalog-impl": implementation, **_signing_properties(settings)}
+            return load_catalog(settings.catalog_name, **properties)
         return _open_sql_catalog(settings.catalog_name, properties)
     except CATALOG_ERRORS as error:
         shown = uri if settings.catalog_type == "rest" else make_url(uri).render_as_string(hide_password=True)
@@ -284,6 +281,37 @@ def _mismatch(table: Table, contract: Contract, field: str, expected: str, found
         f"table {'.'.join(table.name())}, field {field!r}: contract {contract.id} {contract.version} "
         f"({contract.path}) expects {expected}, found {found}. Run `streamforge contracts apply`"
     )
+
+
+def _s3_properties(settings: Settings) -> dict[str, str]:
+    """Return how the object store is reached; what is not set, AWS's own search finds."""
+    secrets = {
+        "client.access-key-id": settings.s3_access_key_id,
+        "client.secret-access-key": settings.s3_secret_access_key,
+        "client.session-token": settings.s3_session_token,
+    }
+    plain = {
+        "s3.endpoint": settings.s3_endpoint,
+        "client.region": settings.s3_region,
+        "s3.connect-timeout": str(CONNECT_TIMEOUT_S),
+        "s3.request-timeout": str(REQUEST_TIMEOUT_S),
+    }
+    return {key: secret.get_secret_value() for key, secret in secrets.items() if secret is not None} | {
+        key: value for key, value in plain.items() if value is not None
+    }
+
+
+def _signing_properties(settings: Settings) -> dict[str, str]:
+    if settings.catalog_signing_name is None:
+        return {}
+    region = {"rest.signing-region": settings.s3_region} if settings.s3_region is not None else {}
+    # A request is sent once: what its failure means is decided by whoever sent it.
+    return {
+        "rest.sigv4-enabled": "true",
+        "rest.signing-name": settings.catalog_signing_name,
+        "rest.sigv4.max-retries": "0",
+        **region,
+    }
 
 
 def _open_sql_catalog(name: str, properties: dict[str, str]) -> Catalog:
