@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import structlog
@@ -23,6 +23,7 @@ from streamforge.settings import Settings
 from streamforge.spark.session import spark_session
 from streamforge.topics import create_topics
 from tests.contract_files import copy_contracts
+from tests.object_store import ObjectStore
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -42,6 +43,11 @@ class MakeTopics(Protocol):
 
 
 _PLATFORM_TESTS = (Path(__file__).parent / "acceptance", Path(__file__).parent / "chaos")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a person choose where tables are: every test that uses `platform`, `pipeline` or `rig` follows."""
+    parser.addoption("--store", choices=("local", "s3"), default="local", help="SQLite and a folder, or REST and S3.")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -113,14 +119,33 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     session.stop()
 
 
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """Return an object store with a REST catalog, started once for a worker of pytest-xdist."""
+    running = ObjectStore(tmp_path_factory.mktemp("object-store"))
+    yield running
+    running.stop()
+
+
 @pytest.fixture
-def platform(broker_settings: Settings, tmp_path: Path) -> Settings:
+def store(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return the settings that say where this test's tables are; none: in its home."""
+    kind = getattr(request, "param", request.config.getoption("store"))
+    if kind == "local":
+        return {}
+    running: ObjectStore = request.getfixturevalue("object_store")
+    return running.new_warehouse()
+
+
+@pytest.fixture
+def platform(broker_settings: Settings, tmp_path: Path, store: dict[str, Any]) -> Settings:
     """Return settings with a home and a topic prefix of their own, on the session's broker."""
     return Settings(
         _env_file=None,  # type: ignore[call-arg]
         home=tmp_path / "home",
         topic_prefix=f"t{uuid.uuid4().hex[:8]}.",
         bootstrap_servers=broker.status(broker_settings).address,
+        **store,
     )
 
 

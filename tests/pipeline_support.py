@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -32,6 +33,7 @@ from streaming.processors.types import TransactionOptions
 from streaming.runner import RunnerOptions, Worker, run_worker
 from tests.contract_files import copy_contracts
 from tests.forked import Forked, streamforge
+from tests.object_store import store_environment, store_values
 from tests.waiting import wait_until
 
 PARTITIONS = 2
@@ -72,8 +74,15 @@ class Pipeline(NamedTuple):
         return [TopicPartition(topic.name, number) for number in range(topic.partitions)]
 
 
-def make_pipeline(broker_settings: Settings, folder: Path, prefix: str, topics: Sequence[str] = TOPICS) -> Pipeline:
-    """Make `topics` with at most `PARTITIONS` topic-partitions each."""
+def make_pipeline(
+    broker_settings: Settings,
+    folder: Path,
+    prefix: str,
+    topics: Sequence[str] = TOPICS,
+    *,
+    store: Mapping[str, Any] = MappingProxyType({}),
+) -> Pipeline:
+    """Make `topics` with at most `PARTITIONS` topic-partitions each; `store` says where tables are."""
     contracts_dir = copy_contracts(folder / "contracts")
     for path in contracts_dir.glob("*.yaml"):
         text = path.read_text(encoding="utf-8")
@@ -85,6 +94,7 @@ def make_pipeline(broker_settings: Settings, folder: Path, prefix: str, topics: 
         contracts_dir=contracts_dir,
         topic_prefix=prefix,
         bootstrap_servers=broker.status(broker_settings).address,
+        **store,
     )
     contracts = load_contracts(contracts_dir, topic_prefix=prefix)
     create_topics(settings, contracts, topics)
@@ -215,7 +225,7 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFORGE_")}
     names = ("home", "contracts_dir", "topic_prefix", "bootstrap_servers")
     ours = {f"STREAMFORGE_{name.upper()}": str(getattr(settings, name)) for name in names}
-    return kept | ours | more
+    return {**kept, **ours, **store_environment(settings), **more}
 
 
 @contextmanager
@@ -295,6 +305,7 @@ def make_worker(
     """Return the worker of a processor of the pipeline."""
     known = {name: getattr(pipeline.settings, name) for name in ("home", "contracts_dir", "topic_prefix")}
     known["bootstrap_servers"] = pipeline.settings.bootstrap_servers
+    known |= store_values(pipeline.settings)
     settings = load_settings(_env_file=None, **known)
     return TransactionalWorker(
         PROCESSORS[kind](settings),

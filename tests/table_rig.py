@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyarrow.fs import FileSelector
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
@@ -85,8 +86,8 @@ class Writer:
 class Rig:
     """The table and what others do to it."""
 
-    def __init__(self, home: Path) -> None:
-        self.settings = Settings(_env_file=None, home=home)  # type: ignore[call-arg]
+    def __init__(self, home: Path, **store: Any) -> None:
+        self.settings = Settings(_env_file=None, home=home, **store)  # type: ignore[call-arg]
         self.contract = load_contracts(self.settings.contracts_dir)[_CONTRACT]
         self.catalog: Catalog = open_catalog(self.settings)
         ensure_table(self.catalog, self.settings, self.contract)
@@ -134,6 +135,13 @@ class Rig:
         rows = self.fresh().scan(selected_fields=("source_partition", "source_offset")).to_arrow()
         pairs = zip(rows["source_partition"].to_pylist(), rows["source_offset"].to_pylist(), strict=True)
         return Counter((p, o) for p, o in pairs if o >= 0)
+
+    def stored_data_files(self) -> list[str]:
+        """Return every data file that lies in the store, whether the table needs it or not."""
+        table = self.fresh()
+        folder = table.io.new_input(f"{table.location()}/data")
+        found = folder._filesystem.get_file_info(FileSelector(folder._path, recursive=True))
+        return [each.path for each in found if each.is_file]
 
     def assert_exact(self, *ends: int) -> None:
         """Check that every offset below `ends` is there once, and that the positions say so."""

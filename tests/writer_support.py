@@ -27,6 +27,7 @@ from streaming.runner import RunnerOptions, run_worker
 from streaming.writer import WriterSettings, WriterWorker
 from tests.forked import Forked, streamforge
 from tests.kafka_records import create_topic
+from tests.object_store import store_environment, store_values
 from tests.waiting import wait_until
 
 TRADE_TOPICS = ("trades", "trades.dlq", "queue-events", "queue-control")
@@ -43,6 +44,7 @@ def writer_settings(platform: Settings, **overrides: Any) -> WriterSettings:
         "writer_idle_interval_s": 0.2,
         "writer_maintenance_commits": 1_000_000,
         **{name: getattr(platform, name) for name in ("home", "topic_prefix", "bootstrap_servers", "contracts_dir")},
+        **store_values(platform),
     }
     return WriterSettings(_env_file=None, **(values | overrides))
 
@@ -237,7 +239,7 @@ def writer_environment(settings: WriterSettings) -> dict[str, str]:
         if value is not None:
             text = msgspec.json.encode(value).decode() if isinstance(value, tuple) else str(value)
             environment[f"STREAMFORGE_{name.upper()}"] = text
-    return environment
+    return {**environment, **store_environment(settings)}
 
 
 def _writer_fields() -> Iterable[str]:

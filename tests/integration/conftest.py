@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,9 @@ from tests.table_rig import Rig
 
 
 @pytest.fixture
-def pipeline(broker_settings: Settings, tmp_path: Path) -> Pipeline:
+def pipeline(broker_settings: Settings, tmp_path: Path, store: dict[str, Any]) -> Pipeline:
     """Return a platform of its own on the session's broker, its topics made."""
-    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.")
+    return make_pipeline(broker_settings, tmp_path, f"t{uuid.uuid4().hex[:8]}.", store=store)
 
 
 @pytest.fixture
@@ -36,6 +37,6 @@ def venue() -> Iterator[SmallVenue]:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Rig:
+def rig(tmp_path: Path, store: dict[str, Any]) -> Rig:
     """Return a table of its own, with writers that need no broker."""
-    return Rig(tmp_path)
+    return Rig(tmp_path, **store)

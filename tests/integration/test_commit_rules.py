@@ -10,11 +10,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table.update import AssertTableUUID, SetPropertiesUpdate
 
@@ -172,7 +171,7 @@ def lost_answer_is_looked_for(rig: Rig, patch: pytest.MonkeyPatch) -> None:
     writer = rig.writer()
     writer.claim()
     for number, answer in enumerate((ConnectionError("reset"), CommitFailedException("409 after landing")), start=1):
-        answer_with(patch, answer, land=True)
+        answer_with(rig, patch, answer, land=True)
         assert writer.land(number * 10).attempts == 1
     writer.land(30)
     rig.assert_exact(30)
@@ -335,7 +334,7 @@ def test_commit_refused_or_lost_on_the_way_lands_once_at_the_next_attempt(
 ) -> None:
     writer = rig.writer()
     writer.claim()
-    answer_with(monkeypatch, answer, land=False)
+    answer_with(rig, monkeypatch, answer, land=False)
     assert writer.land(10).attempts == 2
     rig.assert_exact(10)
 
@@ -346,8 +345,8 @@ def test_commit_catalog_silent_until_the_deadline_is_unknown_and_names_the_snaps
     writer = rig.writer()
     writer.claim()
     with monkeypatch.context() as silent:
-        silent.setattr(SqlCatalog, "commit_table", _raise(ConnectionError("reset")))
-        silent.setattr(SqlCatalog, "load_table", _raise(ConnectionError("reset")))
+        silent.setattr(type(rig.catalog), "commit_table", _raise(ConnectionError("reset")))
+        silent.setattr(type(rig.catalog), "load_table", _raise(ConnectionError("reset")))
         with pytest.raises(CommitUnknownError, match=r"table snapshot \d+"):
             commit.commit_snapshot(writer.table, decide=lambda _view: {}, deadline_s=0, sleep=lambda _s: None)
     rig.assert_exact(0)
@@ -356,7 +355,7 @@ def test_commit_catalog_silent_until_the_deadline_is_unknown_and_names_the_snaps
 def test_commit_others_always_faster_gives_up_at_the_deadline(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = rig.writer()
     writer.claim()
-    monkeypatch.setattr(SqlCatalog, "commit_table", _raise(CommitFailedException("faster")))
+    monkeypatch.setattr(type(rig.catalog), "commit_table", _raise(CommitFailedException("faster")))
     with pytest.raises(CommitConflictError, match="faster"):
         commit.commit_snapshot(writer.table, decide=lambda _view: {}, deadline_s=0, sleep=lambda _s: None)
 
@@ -366,14 +365,14 @@ def test_commit_answered_409_after_landing_keeps_its_manifests_where_the_library
 ) -> None:
     writer = rig.writer()
     writer.claim()
-    answer_with(monkeypatch, CommitFailedException("409"), land=True)
+    answer_with(rig, monkeypatch, CommitFailedException("409"), land=True)
     writer.land(10)
     rig.assert_exact(10)
     # Why the library's own commit is not used: the same answer, and the table cannot be read any more.
     table = rig.fresh()
     with table.transaction() as transaction:
         transaction.set_properties({"commit.retry.num-retries": "0"})
-    answer_with(monkeypatch, CommitFailedException("409"), land=True)
+    answer_with(rig, monkeypatch, CommitFailedException("409"), land=True)
     with pytest.raises(CommitFailedException):
         rig.fresh().append(rig.rows([(0, 10)]))
     with pytest.raises(FileNotFoundError):
@@ -390,8 +389,7 @@ def test_commit_beside_foreign_append_and_property_is_rebased_without_writing_da
     assert committed.attempts == 2
     assert committed.table.properties["comment"] == "hello"
     rig.assert_exact(10)
-    folder = Path(committed.table.location().removeprefix("file://")) / "data"
-    assert len(list(folder.rglob("*.parquet"))) == 2
+    assert len(rig.stored_data_files()) == 2
 
 
 def test_commit_delayed_while_main_went_forward_and_back_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,12 +442,13 @@ def test_commit_without_space_for_manifests_sends_nothing_and_goes_on_afterwards
 # Helpers
 
 
-def answer_with(patch: pytest.MonkeyPatch, answer: Exception, *, land: bool) -> None:
-    """Let the next commit of any catalog end in `answer`, after it has landed or without."""
-    real = SqlCatalog.commit_table
+def answer_with(rig: Rig, patch: pytest.MonkeyPatch, answer: Exception, *, land: bool) -> None:
+    """Let the next commit of anyone end in `answer`, after it has landed or without."""
+    kind = type(rig.catalog)
+    real = kind.commit_table
     left = [answer]
 
-    def commit_table(self: SqlCatalog, *arguments: Any) -> Any:
+    def commit_table(self: Catalog, *arguments: Any) -> Any:
         if not left:
             return real(self, *arguments)
         error = left.pop()
@@ -457,7 +456,7 @@ def answer_with(patch: pytest.MonkeyPatch, answer: Exception, *, land: bool) -> 
             real(self, *arguments)
         raise error
 
-    patch.setattr(SqlCatalog, "commit_table", commit_table)
+    patch.setattr(kind, "commit_table", commit_table)
 
 
 def _raise(error: Exception) -> Callable[..., Any]:
