@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from streamforge.contracts import Contracts
+from streamforge.errors import ConfigurationError
 from streamforge.kafka import describe_topics, producer_config
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.log_reader import log_ends, log_starts, read_range, stable_ends
@@ -217,8 +219,6 @@ def wait_for_landed(
 
 
 def _landed_positions(settings: Settings, contracts: Contracts, contract_id: str) -> dict[int, int]:
-    from streamforge.errors import ConfigurationError  # noqa: PLC0415
-
     try:
         return next_offsets(settings, contracts, contract_id)
     except ConfigurationError:
@@ -229,6 +229,29 @@ def start_writer_process(settings: WriterSettings, *, kill_at: str | None = None
     """Start `streamforge run writer` as a process of its own."""
     environment = writer_environment(settings.model_copy(update={"kill_at": kill_at}))
     return streamforge(["run", "writer", "--slot", slot], environment, log=log)
+
+
+def kill_writer_at(step: str, settings: WriterSettings, log: Path) -> None:
+    """Run a writer's process until it is killed at a step."""
+    process = start_writer_process(settings, kill_at=step, log=log)
+    try:
+        assert process.wait(100) == -signal.SIGKILL, f"{step}: {process.said()}"
+    finally:
+        process.end()
+
+
+def assert_consistent(settings: Settings, contracts: Contracts, topic: str, step: str) -> None:
+    """Check the table against the topic, below the table's positions, by identity."""
+    try:
+        positions, found = next_offsets(settings, contracts), table_identities(settings, contracts)
+    except ConfigurationError:
+        positions, found = {}, Counter[Identity]()  # killed before the table was there
+    landed = Counter(
+        (partition, offset)
+        for partition, offset in topic_identities(settings, topic, only_good=True)
+        if offset < positions.get(partition, 0)
+    )
+    assert found == landed, f"after {step}: doubled {found - landed}, lost {landed - found}"
 
 
 def writer_environment(settings: WriterSettings) -> dict[str, str]:

@@ -104,7 +104,7 @@ def open_catalog(settings: Settings) -> Catalog:
     """Open the catalog that the settings name.
 
     Raises:
-        ConfigurationError: it cannot be reached; names the URI without its password.
+        ConfigurationError: it cannot be reached; names the URI without its password. Or credentials are missing.
     """
     uri = settings.resolved_catalog_uri
     properties = {"uri": uri, "warehouse": settings.resolved_warehouse, **_s3_properties(settings)}
@@ -118,7 +118,7 @@ def open_catalog(settings: Settings) -> Catalog:
         shown = uri if settings.catalog_type == "rest" else make_url(uri).render_as_string(hide_password=True)
         msg = (
             f"the Iceberg catalog {shown} ({settings.catalog_type}) cannot be opened: {error}. "
-            "Check STREAMFORGE_CATALOG_URI and STREAMFORGE_CATALOG_TYPE"
+            "Check STREAMFORGE_CATALOG_URI and STREAMFORGE_CATALOG_TYPE, and the credentials where it asks for some"
         )
         raise ConfigurationError(msg) from error
 
@@ -284,7 +284,17 @@ def _mismatch(table: Table, contract: Contract, field: str, expected: str, found
 
 
 def _s3_properties(settings: Settings) -> dict[str, str]:
-    """Return how the object store is reached; what is not set, AWS's own search finds."""
+    """Return how the object store is reached; what is not set, AWS's own search finds.
+
+    Raises:
+        ConfigurationError: one half of a key.
+    """
+    if (settings.s3_access_key_id is None) != (settings.s3_secret_access_key is None):
+        msg = (
+            "STREAMFORGE_S3_ACCESS_KEY_ID and STREAMFORGE_S3_SECRET_ACCESS_KEY belong together, found one of them. "
+            "Set both, or none: then AWS's own search finds credentials"
+        )
+        raise ConfigurationError(msg)
     secrets = {
         "client.access-key-id": settings.s3_access_key_id,
         "client.secret-access-key": settings.s3_secret_access_key,
@@ -302,15 +312,34 @@ def _s3_properties(settings: Settings) -> dict[str, str]:
 
 
 def _signing_properties(settings: Settings) -> dict[str, str]:
+    """Return how requests to the catalog are signed.
+
+    Raises:
+        ConfigurationError: no region, or no credentials; PyIceberg would only find out in the midst of a request.
+    """
     if settings.catalog_signing_name is None:
         return {}
-    region = {"rest.signing-region": settings.s3_region} if settings.s3_region is not None else {}
-    # A request is sent once: what its failure means is decided by whoever sent it.
+    import boto3  # noqa: PLC0415 - heavy
+
+    found = boto3.Session(region_name=settings.s3_region)
+    missing = {
+        "STREAMFORGE_S3_REGION": found.region_name is None,
+        "STREAMFORGE_S3_ACCESS_KEY_ID and STREAMFORGE_S3_SECRET_ACCESS_KEY": settings.s3_access_key_id is None
+        and found.get_credentials() is None,
+    }
+    if any(missing.values()):
+        names = " and ".join(name for name, is_missing in missing.items() if is_missing)
+        msg = (
+            f"requests to the Iceberg catalog {settings.resolved_catalog_uri} are to be signed for "
+            f"{settings.catalog_signing_name}, and neither the settings nor AWS's own search say with what: set {names}"
+        )
+        raise ConfigurationError(msg)
     return {
         "rest.sigv4-enabled": "true",
         "rest.signing-name": settings.catalog_signing_name,
+        "rest.signing-region": str(found.region_name),
+        # A request is sent once: what its failure means is decided by whoever sent it.
         "rest.sigv4.max-retries": "0",
-        **region,
     }
 
 

@@ -30,6 +30,7 @@ from pyiceberg.table.update import (
 from streamforge.contract_model import Contract
 from streamforge.errors import CommitConflictError, CommitUnknownError
 from streamforge.lakehouse import commit
+from streamforge.lakehouse.replay_target import storage_errors
 from streamforge.lakehouse.tags import guard_of, idle_guards
 from streamforge.times import from_ns
 
@@ -139,7 +140,8 @@ class Maintenance:
                     raise commit.PositionsMovedError(msg)
                 return {key: str(newest)}
 
-            files = commit.write_data_files(self._ledger, self._rows(table, missing))
+            with storage_errors(self._ledger, "written"):
+                files = commit.write_data_files(self._ledger, self._rows(table, missing))
             summary = {commit.KIND_KEY: _LEDGER_KIND, commit.COMMIT_ID_KEY: uuid.uuid4().hex}
             with suppress(commit.PositionsMovedError):
                 self._ledger = commit.commit_snapshot(self._ledger, decide=decide, added=files, summary=summary).table

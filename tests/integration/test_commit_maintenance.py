@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -159,11 +160,10 @@ def test_expire_summaries_that_cannot_be_copied_expires_nothing(rig: Rig, monkey
     maintenance, writer = _maintenance(rig), _busy_writer(rig, commits=5)
 
     def refuse(*_: object) -> list[object]:
-        msg = "no space"
-        raise CommitError(msg)
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(commit, "write_data_files", refuse)
-    with pytest.raises(CommitError):
+    with pytest.raises(CommitError, match="No space left on device"):
         maintenance.expire(writer.table)
     assert len(rig.fresh().snapshots()) == 6
 

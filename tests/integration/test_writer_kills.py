@@ -6,30 +6,26 @@ must hold exactly the good records below its `next_offset`s.
 
 from __future__ import annotations
 
-import signal
-from collections import Counter
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from streamforge.contracts import Contracts
-from streamforge.errors import ConfigurationError
 from streamforge.log_reader import read_range, stable_ends
 from streamforge.market.records import DeadLetter, GapKind, MarketGap
 from streamforge.offsets import TopicPartition
 from streamforge.settings import Settings
 from streamforge.supervision import topic_of
-from streaming.writer import WRITER_STEPS, WriterSettings
+from streaming.writer import WRITER_STEPS
 from tests.conftest import MakeTopics
 from tests.writer_support import (
     PARTITIONS,
     TRADE_TOPICS,
     Identity,
-    next_offsets,
+    assert_consistent,
+    kill_writer_at,
     produce,
     running_writer,
-    start_writer_process,
     table_identities,
     topic_identities,
     trades,
@@ -54,12 +50,12 @@ def test_writer_killed_at_each_step_in_turn_loses_and_doubles_nothing(
     topic, letters = topic_of(contracts, "trades").name, topic_of(contracts, "trades.dlq").name
     for number, step in enumerate(steps):
         produce(settings, topic, [*trades(GOOD, start=number * GOOD), *BAD])
-        _kill_at(step, settings, tmp_path / "writer.log")
-        _assert_consistent(settings, contracts, topic, step)
+        kill_writer_at(step, settings, tmp_path / "writer.log")
+        assert_consistent(settings, contracts, topic, step)
     with running_writer(settings, contracts) as writer:
         wait_for_landed(settings, contracts, topic, writer=writer)
     assert writer.exit_code == 0
-    _assert_consistent(settings, contracts, topic, "stop")
+    assert_consistent(settings, contracts, topic, "stop")
     assert sum(table_identities(settings, contracts).values()) == GOOD * len(steps)
     # Dead letters are at least once: killed between their flush and the commit they come again. Each counts once.
     bad = topic_identities(settings, topic) - topic_identities(settings, topic, only_good=True)
@@ -77,7 +73,7 @@ def test_writer_killed_between_the_commits_of_two_tables_loses_and_doubles_nothi
     produce(settings, topics["trades"], trades(GOOD))
     produce(settings, topics["market-gaps"], [_gap(number) for number in range(GOOD)])
     together = {"writer_commit_interval_s": 3_600, "writer_max_rows": 2 * GOOD}
-    _kill_at("writer.after_commit", settings.model_copy(update=together), tmp_path / "writer.log")
+    kill_writer_at("writer.after_commit", settings.model_copy(update=together), tmp_path / "writer.log")
     landed = [sum(table_identities(settings, contracts, name).values()) for name in topics]
     assert sorted(landed) == [0, GOOD]
     with running_writer(settings, contracts) as writer:
@@ -86,28 +82,6 @@ def test_writer_killed_between_the_commits_of_two_tables_loses_and_doubles_nothi
     assert writer.exit_code == 0
     for name, topic in topics.items():
         assert table_identities(settings, contracts, name) == topic_identities(settings, topic)
-
-
-def _kill_at(step: str, settings: WriterSettings, log: Path) -> None:
-    process = start_writer_process(settings, kill_at=step, log=log)
-    try:
-        assert process.wait(100) == -signal.SIGKILL, f"{step}: {process.said()}"
-    finally:
-        process.end()
-
-
-def _assert_consistent(settings: Settings, contracts: Contracts, topic: str, step: str) -> None:
-    """Check the table against the topic, below the table's positions, by identity."""
-    try:
-        positions, found = next_offsets(settings, contracts), table_identities(settings, contracts)
-    except ConfigurationError:
-        positions, found = {}, Counter[Identity]()  # killed before the table was there
-    landed = Counter(
-        (partition, offset)
-        for partition, offset in topic_identities(settings, topic, only_good=True)
-        if offset < positions.get(partition, 0)
-    )
-    assert found == landed, f"after {step}: doubled {found - landed}, lost {landed - found}"
 
 
 def _letter_identities(settings: Settings, letters: str) -> set[Identity]:
