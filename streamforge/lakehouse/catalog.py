@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyiceberg.exceptions
+import requests
 from filelock import FileLock
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.catalog.rest import RestCatalog
@@ -23,7 +24,11 @@ from pyiceberg.exceptions import (
     CommitFailedException,
     NamespaceAlreadyExistsError,
     NoSuchTableError,
+    RESTError,
+    ServerError,
+    ServiceUnavailableError,
     TableAlreadyExistsError,
+    TooManyRequestsError,
 )
 from pyiceberg.partitioning import PartitionSpec
 from pyiceberg.schema import Schema
@@ -49,7 +54,14 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from streamforge.contracts import Contract, Contracts
-from streamforge.errors import CommitConflictError, CommitError, ConfigurationError, SchemaMismatchError
+from streamforge.errors import (
+    CommitConflictError,
+    CommitError,
+    ConfigurationError,
+    RetryableSourceError,
+    SchemaMismatchError,
+)
+from streamforge.lakehouse.store_properties import s3_properties, signing_properties
 from streamforge.settings import Settings
 
 CONNECT_TIMEOUT_S = 5.0
@@ -83,6 +95,15 @@ CATALOG_ERRORS: tuple[type[Exception], ...] = (
 )
 """What a call of the catalog or of its files may raise; after a commit was sent each is an unknown outcome."""
 
+_AWAY = (
+    requests.ConnectionError,
+    requests.Timeout,
+    ServerError,
+    ServiceUnavailableError,
+    TooManyRequestsError,
+)
+"""What a REST catalog that is away for a while raises."""
+
 
 class DeadlineRestCatalog(RestCatalog):
     """PyIceberg's REST catalog with a deadline on every request."""
@@ -104,23 +125,20 @@ def open_catalog(settings: Settings) -> Catalog:
     """Open the catalog that the settings name.
 
     Raises:
-        ConfigurationError: it cannot be reached; names the URI without its password. Or credentials are missing.
+        ConfigurationError: it cannot be opened; names the URI without its password. Or credentials are missing.
+        RetryableSourceError: a REST catalog does not answer now; whoever supervises the process starts it again.
     """
     uri = settings.resolved_catalog_uri
-    properties = {"uri": uri, "warehouse": settings.resolved_warehouse, **_s3_properties(settings)}
+    reach = s3_properties(settings, connect_timeout_s=CONNECT_TIMEOUT_S, request_timeout_s=REQUEST_TIMEOUT_S)
+    properties = {"uri": uri, "warehouse": settings.resolved_warehouse, **reach}
     try:
         if settings.catalog_type == "rest":
             implementation = f"{DeadlineRestCatalog.__module__}.{DeadlineRestCatalog.__name__}"
-            properties |= {"py-catalog-impl": implementation, **_signing_properties(settings)}
+            properties |= {"py-catalog-impl": implementation, **signing_properties(settings)}
             return load_catalog(settings.catalog_name, **properties)
         return _open_sql_catalog(settings.catalog_name, properties)
     except CATALOG_ERRORS as error:
-        shown = uri if settings.catalog_type == "rest" else make_url(uri).render_as_string(hide_password=True)
-        msg = (
-            f"the Iceberg catalog {shown} ({settings.catalog_type}) cannot be opened: {error}. "
-            "Check STREAMFORGE_CATALOG_URI and STREAMFORGE_CATALOG_TYPE, and the credentials where it asks for some"
-        )
-        raise ConfigurationError(msg) from error
+        raise _unusable(settings, error) from error
 
 
 def table_identifier(settings: Settings, contract: Contract) -> tuple[str, str]:
@@ -139,7 +157,8 @@ def load_table(catalog: Catalog, settings: Settings, contract: Contract) -> Tabl
     """Load the contract's table and check that it has the contract's shape.
 
     Raises:
-        ConfigurationError: it does not exist.
+        ConfigurationError: it does not exist, or the catalog does not let us in.
+        RetryableSourceError: a REST catalog does not answer now.
         SchemaMismatchError: its fields are not the contract's.
     """
     identifier = table_identifier(settings, contract)
@@ -148,6 +167,8 @@ def load_table(catalog: Catalog, settings: Settings, contract: Contract) -> Tabl
     except NoSuchTableError as error:
         msg = f"table {'.'.join(identifier)} does not exist: `streamforge contracts apply` creates it"
         raise ConfigurationError(msg) from error
+    except (RESTError, *_AWAY) as error:
+        raise _unusable(settings, error) from error
     check_schema(table, contract)
     return table
 
@@ -165,15 +186,20 @@ def ensure_table(catalog: Catalog, settings: Settings, contract: Contract) -> Ta
     """Create the contract's table where it is absent, field ids and partition spec as the contract says.
 
     Raises:
+        ConfigurationError: the catalog does not let us in.
+        RetryableSourceError: a REST catalog does not answer now.
         SchemaMismatchError: it exists with other fields than the contract.
     """
     identifier = table_identifier(settings, contract)
-    with suppress(NamespaceAlreadyExistsError):
-        catalog.create_namespace(identifier[:-1])
     try:
-        table = catalog.load_table(identifier)
-    except NoSuchTableError:
-        table = _create_table(catalog, identifier, contract.iceberg_schema, contract.partition_spec)
+        with suppress(NamespaceAlreadyExistsError):
+            catalog.create_namespace(identifier[:-1])
+        try:
+            table = catalog.load_table(identifier)
+        except NoSuchTableError:
+            table = _create_table(catalog, identifier, contract.iceberg_schema, contract.partition_spec)
+    except (RESTError, *_AWAY) as error:
+        raise _unusable(settings, error) from error
     check_schema(table, contract)
     return table
 
@@ -283,64 +309,19 @@ def _mismatch(table: Table, contract: Contract, field: str, expected: str, found
     )
 
 
-def _s3_properties(settings: Settings) -> dict[str, str]:
-    """Return how the object store is reached; what is not set, AWS's own search finds.
-
-    Raises:
-        ConfigurationError: one half of a key.
-    """
-    if (settings.s3_access_key_id is None) != (settings.s3_secret_access_key is None):
-        msg = (
-            "STREAMFORGE_S3_ACCESS_KEY_ID and STREAMFORGE_S3_SECRET_ACCESS_KEY belong together, found one of them. "
-            "Set both, or none: then AWS's own search finds credentials"
+def _unusable(settings: Settings, error: Exception) -> ConfigurationError | RetryableSourceError:
+    """Return the error to raise for one of the catalog's."""
+    uri = settings.resolved_catalog_uri
+    shown = uri if settings.catalog_type == "rest" else make_url(uri).render_as_string(hide_password=True)
+    if isinstance(error, _AWAY):
+        return RetryableSourceError(
+            f"the Iceberg catalog {shown} ({settings.catalog_type}) does not answer: {error}. "
+            "Start it, or check STREAMFORGE_CATALOG_URI, and try again"
         )
-        raise ConfigurationError(msg)
-    secrets = {
-        "client.access-key-id": settings.s3_access_key_id,
-        "client.secret-access-key": settings.s3_secret_access_key,
-        "client.session-token": settings.s3_session_token,
-    }
-    plain = {
-        "s3.endpoint": settings.s3_endpoint,
-        "client.region": settings.s3_region,
-        "s3.connect-timeout": str(CONNECT_TIMEOUT_S),
-        "s3.request-timeout": str(REQUEST_TIMEOUT_S),
-    }
-    return {key: secret.get_secret_value() for key, secret in secrets.items() if secret is not None} | {
-        key: value for key, value in plain.items() if value is not None
-    }
-
-
-def _signing_properties(settings: Settings) -> dict[str, str]:
-    """Return how requests to the catalog are signed.
-
-    Raises:
-        ConfigurationError: no region, or no credentials; PyIceberg would only find out in the midst of a request.
-    """
-    if settings.catalog_signing_name is None:
-        return {}
-    import boto3  # noqa: PLC0415 - heavy
-
-    found = boto3.Session(region_name=settings.s3_region)
-    missing = {
-        "STREAMFORGE_S3_REGION": found.region_name is None,
-        "STREAMFORGE_S3_ACCESS_KEY_ID and STREAMFORGE_S3_SECRET_ACCESS_KEY": settings.s3_access_key_id is None
-        and found.get_credentials() is None,
-    }
-    if any(missing.values()):
-        names = " and ".join(name for name, is_missing in missing.items() if is_missing)
-        msg = (
-            f"requests to the Iceberg catalog {settings.resolved_catalog_uri} are to be signed for "
-            f"{settings.catalog_signing_name}, and neither the settings nor AWS's own search say with what: set {names}"
-        )
-        raise ConfigurationError(msg)
-    return {
-        "rest.sigv4-enabled": "true",
-        "rest.signing-name": settings.catalog_signing_name,
-        "rest.signing-region": str(found.region_name),
-        # A request is sent once: what its failure means is decided by whoever sent it.
-        "rest.sigv4.max-retries": "0",
-    }
+    return ConfigurationError(
+        f"the Iceberg catalog {shown} ({settings.catalog_type}) cannot be opened: {error}. "
+        "Check STREAMFORGE_CATALOG_URI and STREAMFORGE_CATALOG_TYPE, and the credentials where it asks for some"
+    )
 
 
 def _open_sql_catalog(name: str, properties: dict[str, str]) -> Catalog:

@@ -19,7 +19,7 @@ from pyiceberg.types import LongType
 from sqlalchemy import update
 
 from streamforge.contracts import load_contracts
-from streamforge.errors import CommitError, ConfigurationError, SchemaMismatchError
+from streamforge.errors import CommitError, ConfigurationError, RetryableSourceError, SchemaMismatchError
 from streamforge.lakehouse import catalog as catalogs
 from streamforge.lakehouse.catalog import ensure_tables, open_catalog, probe_compare_and_set
 from streamforge.lakehouse.manifests import write_data_files
@@ -138,7 +138,7 @@ def test_rest_catalog_that_never_answers_is_given_up(tmp_path: Path, monkeypatch
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         silent = Settings(_env_file=None, home=tmp_path, catalog_type="rest", catalog_uri=uri)  # type: ignore[call-arg]
-        with pytest.raises(ConfigurationError, match=r"(?i)timed? ?out"):
+        with pytest.raises(RetryableSourceError, match=r"(?i)timed? ?out"):
             open_catalog(silent)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
 
-from streamforge.errors import ConfigurationError
+from streamforge.errors import ConfigurationError, StreamForgeError
 from streamforge.lakehouse import catalog as catalogs
 from streamforge.lakehouse.catalog import open_catalog
-from streamforge.platform.plan import environment_of
+from streamforge.platform.plan import PlatformFiles, environment_of, make_plan
+from streamforge.platform.supervisor import render_config
 from streamforge.settings import Settings, build_settings
 
 SECRET = "a-secret-that-nobody-may-see"  # noqa: S105
@@ -82,7 +84,10 @@ def test_keys_are_shown_nowhere_and_reach_children_by_the_environment(tmp_path: 
     given = environment_of(settings)
     assert given["STREAMFORGE_S3_SECRET_ACCESS_KEY"] == SECRET
     assert given["STREAMFORGE_S3_SESSION_TOKEN"] == "token-that-nobody-may-see"  # noqa: S105
-    with pytest.raises(ConfigurationError) as error:
+    plan = make_plan(settings, broker=True, simulator=True, remember=False)
+    assert b"nobody-may-see" not in msgspec.json.encode(plan)
+    assert "nobody-may-see" not in render_config(PlatformFiles(settings.home_path), plan)
+    with pytest.raises(StreamForgeError) as error:
         open_catalog(settings.model_copy(update={"s3_region": "us-east-1"}))
     assert "nobody-may-see" not in str(error.value)
 
