@@ -12,6 +12,7 @@ from streamforge.errors import CommitConflictError, CommitError
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.maintenance import Maintenance
 from streamforge.lakehouse.tags import remove_tag, set_tag
+from tests.object_store import on_both_stores
 from tests.table_rig import Rig, Writer, before_send
 
 RETAINED = 3
@@ -35,6 +36,7 @@ def test_expire_keeps_the_bound_and_copies_each_summary_once(rig: Rig) -> None:
     rig.assert_exact(70)
 
 
+@on_both_stores
 def test_expire_never_takes_a_tagged_snapshot(rig: Rig) -> None:
     maintenance, writer = _maintenance(rig), _busy_writer(rig, commits=5)
     pinned = writer.table.snapshots()[1].snapshot_id

@@ -28,6 +28,7 @@ from streamforge.errors import (
 from streamforge.lakehouse import commit, manifests
 from streamforge.lakehouse.protocol import CLEAR, Comparison, Verdict
 from streamforge.lakehouse.repair import commit_reconcile, plan_reconcile
+from tests.object_store import on_both_stores
 from tests.table_rig import RECREATED, NotExactError, Rig, before_send
 
 
@@ -392,6 +393,7 @@ def test_commit_beside_foreign_append_and_property_is_rebased_without_writing_da
     assert len(rig.stored_data_files()) == 2
 
 
+@on_both_stores
 def test_commit_delayed_while_main_went_forward_and_back_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The asserted `main` is the same again: only the catalog's own check of sequence numbers tells."""
     late, other = rig.writer("late"), rig.writer("other")
@@ -412,6 +414,7 @@ def test_commit_delayed_while_main_went_forward_and_back_is_refused(rig: Rig, mo
     assert rig.fresh().metadata.current_snapshot_id == compared
 
 
+@on_both_stores
 def test_two_writers_given_one_partition_one_wins_and_the_other_is_fenced(rig: Rig) -> None:
     first, second = rig.writer("first"), rig.writer("second")
     first.claim()

@@ -13,6 +13,7 @@ from streamforge.lakehouse.commit import KIND_KEY
 from streamforge.lakehouse.replay import KIND, REPLAY_EPOCH_KEY, preview, replay
 from streamforge.lakehouse.replay_plan import SOURCE_COLUMNS
 from streamforge.market.records import RAW_HEADERS
+from tests.object_store import on_both_stores
 from tests.pipeline_support import Pipeline, RawFrame
 from tests.replay_support import (
     BTC,
@@ -83,6 +84,7 @@ def test_replay_of_an_equal_range_makes_no_commit(pipeline: Pipeline) -> None:
     assert open_table(pipeline).metadata_location == metadata, "not even the table's metadata is written"
 
 
+@on_both_stores
 def test_replay_twice_equals_once(pipeline: Pipeline) -> None:
     land(pipeline, frames(BTC, range(40)), parse=inverted(lambda _: True))
     ranges = [raw_range(pipeline, partition_of(pipeline, BTC), 5, 35)]

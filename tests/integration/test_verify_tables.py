@@ -23,6 +23,7 @@ from streamforge.lakehouse.replay import replay
 from streamforge.lakehouse.verify import Comparison, verify_tables
 from streamforge.log_reader import log_ends
 from streamforge.market.records import RAW_HEADERS
+from tests.object_store import on_both_stores
 from tests.pipeline_support import Pipeline, RawFrame, environment, produce_raw
 from tests.replay_support import (
     BTC,
@@ -61,6 +62,7 @@ def _place(row: dict[str, Any], prefix: str) -> str:
     return ":".join(str(row[f"{prefix}_{part}"]) for part in ("partition", "offset", "index"))
 
 
+@on_both_stores
 def test_a_clean_table_is_clean_and_everything_was_compared(pipeline: Pipeline) -> None:
     land(pipeline, _both(range(10)), _both(range(10, COUNT // 2)))
     found = _verify(pipeline)
