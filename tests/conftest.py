@@ -51,13 +51,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which worker of pytest-xdist has a test, and what PySpark may leave behind.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes, say which worker of pytest-xdist has a test, and what PySpark may leave behind.
 
     The tests of a file stay in one worker, for what they share. Those that start a whole platform stay in one
     together: two platforms at once are too much for two cores. PySpark leaves the socket of each result to the
     garbage collector: no error in the tests that use Spark.
     """
+    if "minutes" not in config.option.markexpr:
+        slow = [item for item in items if item.get_closest_marker("minutes")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
     for item in items:
         group = "platform" if item.path.parent in _PLATFORM_TESTS else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))

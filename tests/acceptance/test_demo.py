@@ -18,6 +18,7 @@ import pytest
 
 from streamforge.contracts import load_contracts
 from streamforge.demo.home import HOME_NAME, REPORT_FILE
+from streamforge.gnn.libraries import missing_libraries
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.settings import Settings
@@ -142,6 +143,26 @@ def test_demo_stopped_in_a_phase_leaves_no_process(tmp_path: Path, phase: str, n
         process.wait(timeout=END_TIMEOUT_S)
         assert process.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 130), errors(tmp_path)
     wait_until(lambda: not left_over(tmp_path), timeout_s=END_TIMEOUT_S, what="every process of the demo is gone")
+
+
+@pytest.mark.minutes
+@pytest.mark.timeout(1800)
+def test_demo_with_models_trains_one_through_dagster_and_makes_the_marts(tmp_path: Path) -> None:
+    missing = missing_libraries()
+    if missing:
+        pytest.skip(f"the dependency group ml is not installed: {', '.join(missing)}")
+    with demo(tmp_path, "--models", dagster=True) as process:
+        found = result(tmp_path, process)
+    assert process.returncode == 0, errors(tmp_path)
+    assert (found["ok"], found["lost"], found["doubled"], found["problems"]) == (True, 0, 0, [])
+    assert {item["status"] for item in found["dagster"]} == {"SUCCESS"}
+    assert "marts" in {item["job"] for item in found["dagster"]}
+    model = found["models"]
+    assert model["history_rows"] > 0
+    assert len(model["rmse"]) > 1, "the model is compared with others"
+    # Forecasts are made by a champion only, and who wins on a simulated market is not for a test to say.
+    assert (model["forecasts"] > 0) is model["is_champion"]
+    assert not left_over(tmp_path)
 
 
 def test_demo_refuses_a_folder_that_no_demo_has_made(tmp_path: Path) -> None:
