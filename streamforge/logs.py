@@ -19,8 +19,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from streamforge.settings import Settings
 
 _MASK = "***"
-# Libraries that log every request at the level at which we log what people should see.
-_CHATTY = ("httpx", "httpcore")
+# Libraries that log every request at the level at which we log what people should see; botocore, at debug, what it
+# signs too, session tokens among it.
+_CHATTY = ("httpx", "httpcore", "boto3", "botocore")
 _TELLING_KEY = re.compile(r"passw|secret|token|api_?key|credential|authorization|jaas", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"://[^/\s@]+@")
 

@@ -36,6 +36,7 @@ TRADE_TOPICS = ("trades", "trades.dlq", "queue-events", "queue-control")
 PARTITIONS = 2
 RAW_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 Identity = tuple[int, int]
+_PROCESS_FIELDS = ("home", "topic_prefix", "bootstrap_servers", "contracts_dir", "kill_at", "log_level", "log_file")
 
 
 def writer_settings(platform: Settings, **overrides: Any) -> WriterSettings:
@@ -257,7 +258,7 @@ def assert_consistent(settings: Settings, contracts: Contracts, topic: str, step
 def writer_environment(settings: WriterSettings) -> dict[str, str]:
     """Return the environment that gives a process these settings."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFORGE_")}
-    for name in ("home", "topic_prefix", "bootstrap_servers", "contracts_dir", "kill_at", *_writer_fields()):
+    for name in (*_PROCESS_FIELDS, *_writer_fields()):
         value = getattr(settings, name)
         if value is not None:
             text = msgspec.json.encode(value).decode() if isinstance(value, tuple) else str(value)

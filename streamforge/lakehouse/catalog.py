@@ -237,7 +237,8 @@ def probe_compare_and_set(settings: Settings) -> str:
 
     Raises:
         CommitError: the catalog let more than one pass, or lost the one that passed.
-        ConfigurationError: the catalog cannot be opened.
+        ConfigurationError: the catalog cannot be opened, or does not let us in.
+        RetryableSourceError: a REST catalog does not answer now.
     """
     # Imported here: commit builds on this module.
     from streamforge.lakehouse import commit  # noqa: PLC0415
@@ -247,6 +248,8 @@ def probe_compare_and_set(settings: Settings) -> str:
     try:
         catalog.create_namespace_if_not_exists(identifier[:-1])
         table = _create_table(catalog, identifier, Schema(), PartitionSpec())
+    except (RESTError, *_AWAY) as error:
+        raise _unusable(settings, error) from error
     except CATALOG_ERRORS as error:
         msg = f"the Iceberg catalog {settings.resolved_catalog_uri} cannot create a scratch table: {error}"
         raise CommitError(msg) from error

@@ -5,7 +5,7 @@ What these tests run on is real (SeaweedFS), and so is every answer but those th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -265,7 +265,8 @@ def test_writer_killed_around_its_commit_loses_and_doubles_nothing_and_writes_no
     assert_consistent(settings, contracts, topic, "stop")
     assert sum(next_offsets(settings, contracts).values()) >= sum(topic_identities(settings, topic).values()) == 20
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert log in written
+    assert {log, tmp_path / "writer.jsonl"} <= set(written)
+    assert '"level": "debug"' in (tmp_path / "writer.jsonl").read_text()
     for path in written:
         for secret in (ACCESS_KEY, SECRET_KEY):
             assert secret.encode() not in path.read_bytes(), path
@@ -274,9 +275,14 @@ def test_writer_killed_around_its_commit_loses_and_doubles_nothing_and_writes_no
 def test_catalog_that_does_not_know_the_key_is_a_clear_error_without_it(behind: Rig) -> None:
     other = {"s3_secret_access_key": SecretStr("another-secret")}
     settings = behind.settings.model_copy(update=other)
-    for ask in (load_table, ensure_table):
+    asks: tuple[Callable[[], object], ...] = (
+        lambda: load_table(open_catalog(settings), settings, behind.contract),
+        lambda: ensure_table(open_catalog(settings), settings, behind.contract),
+        lambda: probe_compare_and_set(settings),
+    )
+    for ask in asks:
         with pytest.raises(ConfigurationError, match=r"signature .* the credentials") as error:
-            ask(open_catalog(settings), settings, behind.contract)
+            ask()
         assert "another-secret" not in str(error.value)
 
 

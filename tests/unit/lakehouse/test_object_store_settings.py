@@ -10,9 +10,10 @@ import pytest
 from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
 
-from streamforge.errors import ConfigurationError, StreamForgeError
+from streamforge.errors import ConfigurationError, RetryableSourceError
 from streamforge.lakehouse import catalog as catalogs
 from streamforge.lakehouse.catalog import open_catalog
+from streamforge.logs import configure
 from streamforge.platform.plan import PlatformFiles, environment_of, make_plan
 from streamforge.platform.supervisor import render_config
 from streamforge.settings import Settings, build_settings
@@ -77,19 +78,26 @@ def test_signed_requests_have_a_deadline_and_are_sent_once(tmp_path: Path, monke
     assert retries == 0
 
 
-def test_keys_are_shown_nowhere_and_reach_children_by_the_environment(tmp_path: Path) -> None:
-    settings = _settings(tmp_path, s3_session_token="token-that-nobody-may-see", **KEY)  # noqa: S106
+@pytest.mark.usefixtures("restored_logging")
+def test_keys_are_shown_nowhere_and_reach_children_by_the_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = "token-that-nobody-may-see"  # noqa: S105
+    settings = _settings(tmp_path, s3_region="us-east-1", s3_session_token=token, log_level="debug", **KEY)
     for text in (repr(settings), str(settings), settings.model_dump_json()):
         assert "nobody-may-see" not in text
     given = environment_of(settings)
     assert given["STREAMFORGE_S3_SECRET_ACCESS_KEY"] == SECRET
-    assert given["STREAMFORGE_S3_SESSION_TOKEN"] == "token-that-nobody-may-see"  # noqa: S105
+    assert given["STREAMFORGE_S3_SESSION_TOKEN"] == token
     plan = make_plan(settings, broker=True, simulator=True, remember=False)
     assert b"nobody-may-see" not in msgspec.json.encode(plan)
     assert "nobody-may-see" not in render_config(PlatformFiles(settings.home_path), plan)
-    with pytest.raises(StreamForgeError) as error:
-        open_catalog(settings.model_copy(update={"s3_region": "us-east-1"}))
-    assert "nobody-may-see" not in str(error.value)
+    configure(settings)
+    with pytest.raises(RetryableSourceError) as error:
+        open_catalog(settings)
+    logged = capsys.readouterr().err
+    assert "debug" in logged
+    assert "nobody-may-see" not in str(error.value) + logged
 
 
 @pytest.mark.parametrize("wrong", ["localhost:8333", "s3://lake"])
