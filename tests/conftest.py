@@ -28,6 +28,10 @@ from tests.object_store import ObjectStore
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+# Every Java of the tests lives for a minute or two: its second compiler would take more time than it gives. It is half
+# of what an embedded broker costs.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
 MAX_TEST_PARTITIONS = 2
 
 

@@ -15,6 +15,7 @@ A step that fails is a problem in the report and not the end of it: what was los
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -158,6 +159,9 @@ class _Demo:
         prepare_home(self._settings.home_path)
         class_path()
         keep = self._options.keep
+        if not keep:
+            # A broker that lives for a minute spends half of its time in Java's second compiler.
+            os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
         try:
             serve_on_free_ports(
                 self._settings,

@@ -96,8 +96,9 @@ def test_every_schedule_and_sensor_of_the_location_has_its_job_and_only_that_of_
     letters = {"observe_dead_letters", "check_dead_letters"}
     running = {"observe", "observe_consumers", "quality", "bars_backfill", "maintain", "remove_orphans"} | letters
     assert scheduled == dict.fromkeys(running, "RUNNING") | {"marts": "STOPPED"}
-    [sensor] = repository.sensor_defs
-    assert (sensor.name, sensor.default_status.value) == ("stuck_consumers", "RUNNING")
+    sensors = {each.name: each.default_status.value for each in repository.sensor_defs}
+    always_on = ("stuck_consumers", "hours_that_replays_changed", "bars_follow_replays")
+    assert sensors == dict.fromkeys(always_on, "RUNNING")
 
 
 def test_maintenance_visits_every_table() -> None:
