@@ -44,6 +44,10 @@ class ConfigurationError(StreamForgeError):
     exit_code = 2
 
 
+class TableMissingError(ConfigurationError):
+    """A table does not exist, or not yet: a writer makes those that it lands in when it starts."""
+
+
 class ContractError(StreamForgeError):
     """Data and contract disagree, or the contract itself is wrong."""
 

@@ -60,6 +60,7 @@ from streamforge.errors import (
     ConfigurationError,
     RetryableSourceError,
     SchemaMismatchError,
+    TableMissingError,
 )
 from streamforge.lakehouse.store_properties import s3_properties, signing_properties
 from streamforge.settings import Settings
@@ -157,7 +158,8 @@ def load_table(catalog: Catalog, settings: Settings, contract: Contract) -> Tabl
     """Load the contract's table and check that it has the contract's shape.
 
     Raises:
-        ConfigurationError: it does not exist, or the catalog does not let us in.
+        TableMissingError: it does not exist.
+        ConfigurationError: the catalog does not let us in.
         RetryableSourceError: a REST catalog does not answer now.
         SchemaMismatchError: its fields are not the contract's.
     """
@@ -166,7 +168,7 @@ def load_table(catalog: Catalog, settings: Settings, contract: Contract) -> Tabl
         table = catalog.load_table(identifier)
     except NoSuchTableError as error:
         msg = f"table {'.'.join(identifier)} does not exist: `streamforge contracts apply` creates it"
-        raise ConfigurationError(msg) from error
+        raise TableMissingError(msg) from error
     except (RESTError, *_AWAY) as error:
         raise _unusable(settings, error) from error
     check_schema(table, contract)

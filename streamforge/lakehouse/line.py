@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from streamforge.contract_model import Contract, Contracts
+from streamforge.errors import TableMissingError
 from streamforge.gnn.libraries import missing_libraries
 from streamforge.lakehouse.barrier import Barrier, BarrierState
 from streamforge.lakehouse.catalog import load_table, open_catalog
@@ -80,10 +82,9 @@ class Line:
         self.landed: Sequence[Contract] = tuple(contracts[name] for name in _FLOW)
 
     def look(self) -> LineState:
-        """Return how far everything is now.
+        """Return how far everything is now; a table that no writer has made yet has no rows.
 
         Raises:
-            ConfigurationError: a table does not exist yet.
             RetryableSourceError: the broker does not answer.
         """
         names = {item.id: topic_of(self._contracts, item.id).name for item in self.landed}
@@ -92,11 +93,11 @@ class Line:
         log_end, lag, rows = {}, {}, {}
         for contract in self.landed:
             mine = {item.partition: end for item, end in ends.items() if item.topic == names[contract.id]}
-            table = load_table(self._catalog, self._settings, contract)
+            table = _table_or_none(self._catalog, self._settings, contract)
             reached = _next_offsets(table, names[contract.id])
             log_end[contract.id] = sum(mine.values())
             lag[contract.id] = sum(end - reached.get(partition, 0) for partition, end in mine.items())
-            rows[contract.id] = total_rows(table.current_snapshot())
+            rows[contract.id] = 0 if table is None else total_rows(table.current_snapshot())
         return LineState(log_end, lag, rows)
 
     def wait_until_landed(self, timeout_s: float, *, on_look: Look = lambda _name, _state: None) -> None:
@@ -148,11 +149,21 @@ def barrier_of(
         table=contract_id,
         group=None if group_kind is None else f"{settings.topic_prefix}{group_kind}",
         topic=topic,
-        next_offsets=lambda: _next_offsets(load_table(catalog, settings, contract), topic),
+        next_offsets=lambda: _next_offsets(_table_or_none(catalog, settings, contract), topic),
     )
 
 
-def _next_offsets(table: Table, topic: str) -> Mapping[int, int]:
+def _table_or_none(catalog: Catalog, settings: Settings, contract: Contract) -> Table | None:
+    """Return the table; None while no writer has made it: nothing has landed in it."""
+    try:
+        return load_table(catalog, settings, contract)
+    except TableMissingError:
+        return None
+
+
+def _next_offsets(table: Table | None, topic: str) -> Mapping[int, int]:
+    if table is None:
+        return {}
     state = view_of(table).state
     epoch = state.epoch_of(topic)
     return {} if epoch is None else state.next_offsets(epoch)

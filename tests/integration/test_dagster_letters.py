@@ -67,6 +67,6 @@ def test_open_letters_warn_until_the_job_has_redriven_them(broker_settings: Sett
 
         open_catalog(pipeline.settings).drop_table((pipeline.settings.namespace, "trades"))
         missing = jobs.run("redrive", {"dry_run": False})
-        assert (missing.success, missing.error) == (False, "ConfigurationError")
+        assert (missing.success, missing.error) == (False, "TableMissingError")
         assert "table market.trades does not exist: `streamforge contracts apply` creates it" in missing.failure
         assert [observed(jobs)[name] for name in ("open", "redriven")] == [1, 1], "no letter is decided"

@@ -117,7 +117,7 @@ def test_offsets_are_of_the_topic_that_the_rows_are_made_from(pipeline: Pipeline
 
 def test_missing_table_fails_and_names_it(jobs: Jobs) -> None:
     ran = jobs.run("replay", {"everything": True})
-    assert (ran.success, ran.error) == (False, "ConfigurationError")
+    assert (ran.success, ran.error) == (False, "TableMissingError")
     assert "trades" in ran.failure
 
 
