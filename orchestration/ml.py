@@ -22,6 +22,7 @@ _DRIFT_INTERVAL_S = 3_600
 retrain = dg.define_asset_job(
     "retrain",
     selection=dg.AssetSelection.groups(MODELS),
+    executor_def=job_executor(dg.in_process_executor),
     description="Read bars, make features and graphs, train, walk forward beside the baselines, and promote the new "
     "version if it is better.",
 )
@@ -96,5 +97,5 @@ defs = dg.Definitions(
     schedules=[weekly_retraining],
     sensors=[drift],
     resources={PLATFORM_RESOURCE: platform_resource},
-    executor=job_executor(),
+    executor=job_executor(dg.in_process_executor),
 )

@@ -37,14 +37,14 @@ def platform_resource(_context: dg.InitResourceContext) -> Platform:
     return Platform(settings, load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix))
 
 
-def job_executor() -> dg.ExecutorDefinition:
-    """Return the executor of jobs: all steps in the run's process, or a Kubernetes Job a step where so set (ADR 0089).
+def job_executor(local: dg.ExecutorDefinition = dg.multi_or_in_process_executor) -> dg.ExecutorDefinition:
+    """Return the executor of a code location's jobs: `local`, or a Kubernetes Job a step where the environment says so.
 
     Raises:
         ConfigurationError: the setting is wrong.
     """
     if build_settings(OrchestrationSettings).orchestration_executor == "local":
-        return dg.in_process_executor
+        return local
     # Kubernetes' client takes a second to import: only where it is used.
     from dagster_k8s import k8s_job_executor  # noqa: PLC0415
 

@@ -193,9 +193,10 @@ def test_instance_without_its_password_says_which_variable_is_missing(monkeypatc
 
 
 def test_executor_is_local_unless_the_environment_says_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert job_executor() is dg.in_process_executor
+    assert job_executor() is dg.multi_or_in_process_executor
+    assert job_executor(dg.in_process_executor) is dg.in_process_executor
     monkeypatch.setenv("STREAMFORGE_ORCHESTRATION_EXECUTOR", "kubernetes")
-    assert job_executor() is k8s_job_executor
+    assert job_executor(dg.in_process_executor) is k8s_job_executor
 
 
 def test_every_job_with_steps_to_spread_has_the_executor_that_the_environment_chose() -> None:
