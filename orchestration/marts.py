@@ -16,6 +16,7 @@ def definitions(contracts: Contracts) -> dg.Definitions:
         MARTS,
         selection=dg.AssetSelection.groups(*sorted({model.layer for model in graph.models})),
         description="Run dbt on Spark: staging views, the mart of bars with indicators, and their data tests.",
+        executor_def=dg.in_process_executor,
     )
     return dg.Definitions(
         assets=[marts_assets(contracts, graph)],

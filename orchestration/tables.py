@@ -9,6 +9,7 @@ from assets.bars import BARS_BACKFILL_KEY, bars_backfill
 from assets.catalogue import observable_streams_and_tables
 from assets.checks import NEWEST_HOURS, table_checks
 from assets.gaps import retention_gap_checks
+from orchestration.resources import job_executor
 from streamforge.contracts import Contracts
 
 HOURLY = dg.HourlyPartitionsDefinition(start_date="2024-01-01-00:00", timezone="UTC", end_offset=1)
@@ -31,6 +32,7 @@ def definitions(contracts: Contracts) -> dg.Definitions:
         # By key: a selection by group leaves out what is only observed.
         selection=dg.AssetSelection.assets(*observed.keys).without_checks(),
         description="Record where every stream and table stands: offsets and lag, rows and table snapshot.",
+        executor_def=dg.in_process_executor,
     )
     mend_bars = dg.define_asset_job(
         "bars_backfill",
@@ -45,6 +47,7 @@ def definitions(contracts: Contracts) -> dg.Definitions:
         selection=dg.AssetSelection.checks(*checks, gaps),
         description="Check every table against the quality rules of its contract, how fresh each instrument is, and "
         "whether Kafka's retention was faster than us.",
+        executor_def=job_executor(dg.in_process_executor),
     )
     newest = {"ops": {item.node_def.name: {"config": {NEWEST_HOURS: _CHECKED_HOURS}} for item in checks}}
     return dg.Definitions(
