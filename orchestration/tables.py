@@ -32,7 +32,7 @@ def definitions(contracts: Contracts) -> dg.Definitions:
         # By key: a selection by group leaves out what is only observed.
         selection=dg.AssetSelection.assets(*observed.keys).without_checks(),
         description="Record where every stream and table stands: offsets and lag, rows and table snapshot.",
-        executor_def=dg.in_process_executor,
+        executor_def=job_executor(dg.in_process_executor),
     )
     mend_bars = dg.define_asset_job(
         "bars_backfill",
