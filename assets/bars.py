@@ -24,11 +24,14 @@ BARS_BACKFILL_KEY = dg.AssetKey([BACKFILLS, "bars"])
 REPLAYED_KEY = dg.AssetKey([BACKFILLS, "replayed_trades"])
 HOURS_A_RUN = 24
 
-# An hour that is marked while its bars are being built is built once more.
-_FOLLOW_REPLAYS = (
-    dg.AutomationCondition.any_deps_updated().allow(dg.AssetSelection.assets(REPLAYED_KEY)).since_last_handled()
-    & ~dg.AutomationCondition.in_progress()
-).with_label("a replay changed this hour's trades")
+# Only a request forgets a mark: the end of a run that began before the replay does not, so that an hour which is marked
+# while its bars are being built is built once more. An hour whose run failed is tried again later.
+_MARKED = dg.AutomationCondition.any_deps_updated().allow(dg.AssetSelection.assets(REPLAYED_KEY))
+_FORGOTTEN = dg.AutomationCondition.newly_requested() | dg.AutomationCondition.initial_evaluation()
+_TO_REPEAT = dg.AutomationCondition.execution_failed() & dg.AutomationCondition.cron_tick_passed("*/30 * * * *")
+_FOLLOW_REPLAYS = ((_MARKED.since(_FORGOTTEN) | _TO_REPEAT) & ~dg.AutomationCondition.in_progress()).with_label(
+    "a replay changed this hour's trades, or its last run failed"
+)
 _SHOWN_COUNTS = ("built", "equal", "missing", "different", "still_open", "without_trades")
 
 

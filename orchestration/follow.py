@@ -62,20 +62,20 @@ def hours_that_replays_changed(context: dg.SensorEvaluationContext) -> dg.Sensor
         found = changed_hours(table, contract, time_column=_TIME_COLUMN, after=int(context.cursor))
     except StreamForgeError as error:
         return dg.SkipReason(f"nothing is known of the trades: {error}")
+    said = f"no replay has changed trades up to sequence number {found.sequence_number}"
     if not found.is_complete:
-        context.log.warning(
-            "table snapshots after sequence number %s have expired: a replay may have been missed. If there was one, "
-            "start a backfill of %s over its hours",
-            context.cursor,
-            BARS_BACKFILL_KEY.to_user_string(),
+        said = (
+            f"table snapshots after sequence number {context.cursor} have expired: a replay may have been missed. If "
+            f"there was one, start a backfill of {BARS_BACKFILL_KEY.to_user_string()} over its hours"
         )
+        context.log.warning(said)
     metadata = {"table_snapshots": [str(each) for each in found.replays]}
     hours = [datetime.fromtimestamp(each // _NS_PER_S, UTC) for each in found.hours_ns]
     known = [each for each in hours if each >= HOURLY.start]
     if len(known) < len(hours):
         context.log.warning("hours before %s are no partitions and are left alone", HOURLY.start)
     return dg.SensorResult(
-        skip_reason=None if known else f"no replay has changed trades up to sequence number {found.sequence_number}",
+        skip_reason=None if known else said,
         asset_events=[
             dg.AssetMaterialization(REPLAYED_KEY, partition=each.strftime(HOURLY.fmt), metadata=metadata)
             for each in known

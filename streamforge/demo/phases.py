@@ -37,7 +37,7 @@ class Watcher(Protocol):
 
 @dataclass(slots=True)
 class PhaseClock:
-    """Measures phases, one after the other."""
+    """Measures phases, one after the other; a phase that is entered again goes on."""
 
     phases: dict[str, float] = field(default_factory=dict)
     _current: str | None = None
@@ -51,7 +51,8 @@ class PhaseClock:
     def stop(self) -> None:
         """End the phase that runs."""
         if self._current is not None:
-            self.phases[self._current] = time.monotonic() - self._since_s
+            spent_s = time.monotonic() - self._since_s
+            self.phases[self._current] = self.phases.get(self._current, 0.0) + spent_s
         self._current = None
 
     @property

@@ -71,6 +71,7 @@ _RECORDINGS_TIMEOUT_S = 900.0
 _POLL_S = 0.5
 _JOBS_BESIDE_THE_MARKET = ("observe", "observe_consumers", "check_consumers")
 _RUN_TIMEOUT_S = 300.0
+_RATE_WITH_MODELS = 1_000.0
 _HOUR_KEY = "%Y-%m-%d-%H:00"
 
 
@@ -204,7 +205,9 @@ class _Demo:
     def _plan(self) -> PlatformPlan:
         options = self._options
         plan = plan_platform(self._settings, simulator=True, remember=True)
-        self._trades_per_s = options.trades_per_s or paced_rate(options.events, time.time())
+        # Beside a training, which takes minutes, the market goes on all the while.
+        paced = _RATE_WITH_MODELS if options.models else paced_rate(options.events, time.time())
+        self._trades_per_s = options.trades_per_s or paced
         plan = with_synthetic_market(
             plan,
             trades_per_s=self._trades_per_s,

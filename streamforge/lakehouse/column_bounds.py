@@ -1,6 +1,8 @@
-"""What a table's metadata knows of a column without reading data: the greatest value of each data file."""
+"""What a table's metadata knows of a column without reading data: the least and the greatest value of each file."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from pyiceberg.conversions import from_bytes
 from pyiceberg.expressions import AlwaysTrue
@@ -36,9 +38,18 @@ def newest_first(table: Table, tasks: list[FileScanTask], column: str) -> list[F
 
 def upper_bound(table: Table, file: DataFile, column: str) -> int | None:
     """Return the greatest value of a column of longs in one file; None where the file does not tell it."""
+    return _bound(table, file.upper_bounds, column)
+
+
+def lower_bound(table: Table, file: DataFile, column: str) -> int | None:
+    """Return the least value of a column of longs in one file; None where the file does not tell it."""
+    return _bound(table, file.lower_bounds, column)
+
+
+def _bound(table: Table, bounds: Mapping[int, bytes] | None, column: str) -> int | None:
     field = table.schema().find_field(column)
     if not isinstance(field.field_type, LongType):
         msg = f"column {column} of table {'.'.join(table.name())} is {field.field_type}, expected a long"
         raise ConfigurationError(msg)
-    bound = (file.upper_bounds or {}).get(field.field_id)
+    bound = (bounds or {}).get(field.field_id)
     return None if bound is None else int(from_bytes(field.field_type, bound))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -18,6 +18,7 @@ from assets.catalogue import PLATFORM_RESOURCE
 from orchestration import follow, replay, tables
 from orchestration.follow import hours_that_replays_changed
 from orchestration.resources import Platform
+from streamforge.lakehouse import changed_hours
 from streamforge.lakehouse.catalog import ensure_table, open_catalog
 from tests.dagster_support import Jobs, with_platform
 from tests.pipeline_support import Pipeline, RawFrame, trade_frame
@@ -58,13 +59,16 @@ def look(pipeline: Pipeline, instance: dg.DagsterInstance, cursor: str | None) -
     return result
 
 
-def conditions(jobs: Jobs, before: EvaluateAutomationConditionsResult | None) -> EvaluateAutomationConditionsResult:
+def conditions(
+    jobs: Jobs, before: EvaluateAutomationConditionsResult | None, now: datetime | None = None
+) -> EvaluateAutomationConditionsResult:
     """Evaluate what Dagster would have built, going on from the evaluation before."""
     return dg.evaluate_automation_conditions(
         jobs.definitions,
         jobs.instance,
         asset_selection=dg.AssetSelection.assets(BARS_BACKFILL_KEY),
         cursor=None if before is None else before.cursor,
+        evaluation_time=now,
     )
 
 
@@ -111,6 +115,59 @@ def test_bars_of_the_hours_that_a_replay_changed_are_built_again_and_no_others(p
     assert (again.asset_events, again.cursor) == ([], found.cursor)
     later = conditions(jobs, after)
     assert later.total_requested == 0
+
+
+def test_an_hour_marked_during_its_run_is_built_once_more_and_one_whose_run_failed_later(
+    pipeline: Pipeline, jobs: Jobs
+) -> None:
+    land(pipeline, frames())
+    ensure_table(open_catalog(pipeline.settings), pipeline.settings, pipeline.contracts["bars"])
+    mark = dg.AssetMaterialization(REPLAYED_KEY, partition=KEYS[1])
+    now = datetime(2026, 1, 5, 12, 1, tzinfo=UTC)
+    seen = conditions(jobs, None, now)
+    jobs.instance.report_runless_asset_event(mark)
+    seen = conditions(jobs, seen, now)
+    assert seen.get_requested_partitions(BARS_BACKFILL_KEY) == {KEYS[1]}
+    seen = conditions(jobs, seen, now)
+    assert not seen.total_requested, "asked for twice"
+    # The run has read the trades, a replay changes them, the run ends: all before anybody looks again.
+    jobs.instance.report_runless_asset_event(mark)
+    build(jobs, KEYS[1], KEYS[1])
+    seen = conditions(jobs, seen, now)
+    assert seen.get_requested_partitions(BARS_BACKFILL_KEY) == {KEYS[1]}
+    build(jobs, KEYS[1], KEYS[1])
+    seen = conditions(jobs, seen, now)
+    assert not seen.total_requested
+
+    open_catalog(pipeline.settings).drop_table((pipeline.settings.namespace, "trades"))
+    assert not jobs.run("bars_backfill", partition_key=KEYS[0]).success
+    seen = conditions(jobs, seen, now + timedelta(minutes=5))
+    assert not seen.total_requested, "tried again at once"
+    seen = conditions(jobs, seen, now + timedelta(minutes=30))
+    assert seen.get_requested_partitions(BARS_BACKFILL_KEY) == {KEYS[0]}
+
+
+def test_of_more_rows_than_a_look_can_read_the_hours_of_their_files_are_marked(
+    pipeline: Pipeline, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land(pipeline, frames(), parse=inverted(lambda _: True))
+    first = look(pipeline, jobs.instance, None)
+    assert jobs.run("replay", {"partition_keys": [KEYS[1]], "dry_run": False}).success
+    monkeypatch.setattr(changed_hours, "MOST_ROWS_COMPARED", 1)
+    found = look(pipeline, jobs.instance, first.cursor)
+    assert [each.partition for each in found.asset_events] == KEYS
+
+
+def test_replay_whose_table_snapshot_has_expired_is_not_called_none(pipeline: Pipeline, jobs: Jobs) -> None:
+    land(pipeline, frames()[:5], parse=inverted(lambda _: True))
+    first = look(pipeline, jobs.instance, None)
+    assert jobs.run("replay", {"everything": True, "dry_run": False}).success
+    land(pipeline, frames()[5:])
+    table = open_table(pipeline)
+    table.maintenance.expire_snapshots().by_ids([each.snapshot_id for each in table.snapshots()[:-1]]).commit()
+    found = look(pipeline, jobs.instance, first.cursor)
+    assert not found.asset_events
+    assert "a replay may have been missed" in str(found.skip_message)
 
 
 def test_without_a_table_nothing_is_known_and_the_place_is_kept(pipeline: Pipeline, jobs: Jobs) -> None:
