@@ -105,7 +105,10 @@ def land_with_spark(settings: WriterSettings, ends: Mapping[TopicPartition, int]
     )
     began_s, began_cpu_s = time.perf_counter(), _cpu_s()
     records = session.readStream.format("kafka").options(
-        **client_options(settings), subscribe=next(iter(ends)).topic, startingOffsets="earliest"
+        **client_options(settings),
+        **{"kafka.isolation.level": "read_committed", "failOnDataLoss": "true"},
+        subscribe=next(iter(ends)).topic,
+        startingOffsets="earliest",
     )
     rows = (
         records.load()

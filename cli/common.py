@@ -1,12 +1,13 @@
 """What every command shares: output as text or JSON, and errors that end in an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 fenced by another owner.
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 fenced by another owner, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +20,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from streamforge.dead_letters import readable
-from streamforge.errors import StreamForgeError
+from streamforge.errors import ConfigurationError, StreamForgeError
 from streamforge.logs import configure as configure_logs
 from streamforge.settings import load_settings
 
 P = ParamSpec("P")
 
+_log = logging.getLogger(__name__)
 console = Console()
 error_console = Console(stderr=True)
 
@@ -85,15 +87,39 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
             configure_logs(load_settings())
             code = function(*args, **kwargs) or 0
         except StreamForgeError as error:
-            if kwargs.get("output") is Output.JSON:
-                sys.stdout.write(json.dumps({"error": type(error).__name__, "message": str(error)}) + "\n")
-            error_console.print(f"[bold red]error[/bold red] {type(error).__name__}: ", end="")
-            error_console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            _say(type(error).__name__, str(error), kwargs.get("output"))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             error_console.print("stopped by Ctrl-C")
             raise typer.Exit(130) from error
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:  # the border to people, who are shown a sentence
+            raise typer.Exit(_say_unexpected(error, kwargs.get("output"))) from error
         if code:
             raise typer.Exit(code)
 
     return wrapped
+
+
+def _say(name: str, message: str, output: object) -> None:
+    if output is Output.JSON:
+        sys.stdout.write(json.dumps({"error": name, "message": message}) + "\n")
+    error_console.print(f"[bold red]error[/bold red] {name}: ", end="")
+    error_console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def _say_unexpected(error: Exception, output: object) -> int:
+    """Say an error that is none of ours, and return the exit code; its traceback goes to the log, not to people."""
+    from confluent_kafka import KafkaError, KafkaException
+
+    if isinstance(error, KafkaException) and error.args[0].code() == KafkaError._INVALID_ARG:  # noqa: SLF001
+        said = error.args[0].str()
+        text = f"Kafka's client refuses the settings: {said}. Check STREAMFORGE_SECURITY_PROTOCOL and what goes with it"
+        _say(ConfigurationError.__name__, text, output)
+        return ConfigurationError.exit_code
+    is_seen_by_people = error_console.is_terminal
+    _log.log(logging.DEBUG if is_seen_by_people else logging.ERROR, "unexpected error", exc_info=error)
+    hint = "STREAMFORGE_LOG_LEVEL=debug shows where it comes from; where it is not your disk or network, report it"
+    _say(type(error).__name__, f"{error}. {hint}", output)
+    return 1

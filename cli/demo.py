@@ -45,7 +45,10 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated market.")] = 7,
     start_minutes_ago: Annotated[
-        float, typer.Option(min=0, help="Let the market begin so long ago and run fast until now: bars come at once.")
+        float,
+        typer.Option(
+            min=0, max=525_600, help="Let the market begin so long ago and run fast until now: bars come at once."
+        ),
     ] = 0.0,
     recordings: Annotated[
         Path | None,

@@ -8,6 +8,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.table import Table
@@ -61,8 +62,11 @@ def load(
     """Capture what a venue sends into the raw topics, byte for byte, until stopped.
 
     SIGTERM and Ctrl-C stop it cleanly: what was read is acknowledged, or a gap says that it is not.
+
+    Example: streamforge load --symbols BTCUSDT,ETHUSDT --channels trade --dry-run
     """
     if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
         return 0
     request = LoadRequest(
         venue=Binance(venue_label(venue)),
@@ -88,6 +92,15 @@ def load(
     result = report.counters | {"unsaid": report.unsaid, "wall_s": round(report.wall_s, 3)}
     emit(result, output, lambda: _table("Loaded", result))
     return 0
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """Refuse options that stand before a subcommand: they are this command's, and it would not hear them."""
+    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        msg = f"{names}: put options behind `streamforge load {context.invoked_subcommand}`"
+        raise ConfigurationError(msg)
 
 
 def _described(request: LoadRequest, settings: LoaderSettings) -> dict[str, Any]:
@@ -117,6 +130,14 @@ def venue_label(text: str) -> str:
 def _url(option: str, text: str) -> str:
     if not text.startswith(_SCHEMES[option]):
         msg = f"{option} must begin with {' or '.join(_SCHEMES[option])}; found {text!r}"
+        raise ConfigurationError(msg)
+    try:
+        parts = urlsplit(text)
+        is_right = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port beyond 65535, brackets that do not close
+        is_right = False
+    if not is_right:
+        msg = f"{option} must be a URL with a host, and a port of 1 to 65535 where it has one; found {text!r}"
         raise ConfigurationError(msg)
     return text
 

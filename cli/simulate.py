@@ -36,7 +36,8 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Synthetic: seed of the market and of the faults' chances.")] = 7,
     rate: Annotated[float, typer.Option(min=0, help="Synthetic: mean trades per second of each instrument.")] = 5.0,
     start_minutes_ago: Annotated[
-        float, typer.Option(min=0, help="Synthetic: start the market so long ago and run it fast until now.")
+        float,
+        typer.Option(min=0, max=525_600, help="Synthetic: start the market so long ago and run it fast until now."),
     ] = 0.0,
     seasonality: Annotated[bool, typer.Option("--seasonality", help="Synthetic: activity follows the hour.")] = False,
     speed: Annotated[float, typer.Option(min=0, help="Recordings: seconds per second; 0: as fast as taken.")] = 1.0,

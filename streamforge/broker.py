@@ -16,12 +16,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 from confluent_kafka import KafkaException
@@ -29,7 +29,7 @@ from confluent_kafka.admin import AdminClient
 from filelock import FileLock, Timeout
 
 from streamforge.errors import ConfigurationError, PermanentSourceError, RetryableSourceError
-from streamforge.kafka import BROKER_ADDRESS_FILE
+from streamforge.kafka import BROKER_ADDRESS_FILE, client_config
 from streamforge.kafka_server import broker_command, format_command, log4j_properties, render_properties
 from streamforge.kafka_server import server_properties as kafka_properties
 from streamforge.processes import (
@@ -42,7 +42,7 @@ from streamforge.processes import (
     spawn_detached,
     write_atomically,
 )
-from streamforge.settings import Settings
+from streamforge.settings import Settings, make_folder
 
 START_TIMEOUT_S = 120.0
 STOP_DEADLINE_S = 30.0
@@ -215,7 +215,7 @@ def stop(settings: Settings, *, deadline_s: float = STOP_DEADLINE_S) -> BrokerSt
 def status(settings: Settings, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> BrokerStatus:
     """Return the state of the broker that `settings` point to; asks it, at most for `timeout_s`."""
     if settings.bootstrap_servers:
-        cluster_id = _cluster_id(settings.bootstrap_servers, timeout_s)
+        cluster_id = _cluster_id(client_config(settings), timeout_s)
         state = BrokerState.EXTERNAL if cluster_id else BrokerState.UNREACHABLE
         return BrokerStatus(state, settings.bootstrap_servers, cluster_id=cluster_id)
     files = _Files(settings.home_path)
@@ -247,7 +247,7 @@ def _refuse_external(settings: Settings) -> None:
 
 @contextmanager
 def _lock(files: _Files) -> Iterator[None]:
-    files.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(files.folder)
     lock = FileLock(files.folder / "lock", timeout=_LOCK_TIMEOUT_S)
     try:
         with lock:
@@ -335,7 +335,7 @@ def _died_message(files: _Files) -> str:
 
 def _describe(files: _Files, process: psutil.Process, timeout_s: float, *, notes: tuple[str, ...] = ()) -> BrokerStatus:
     address = _address(files)
-    cluster_id = _cluster_id(address, timeout_s) if address and _listens(address) else None
+    cluster_id = _cluster_id({"bootstrap.servers": address}, timeout_s) if address and _listens(address) else None
     return BrokerStatus(
         BrokerState.RUNNING if cluster_id else BrokerState.UNRESPONSIVE,
         address,
@@ -366,9 +366,9 @@ def _listens(address: str | None) -> bool:
         return False
 
 
-def _cluster_id(address: str, timeout_s: float) -> str | None:
-    """Ask the cluster for its id; None when it does not answer in time."""
-    admin = AdminClient({"bootstrap.servers": address, "log_level": 0, "reconnect.backoff.max.ms": 200})
+def _cluster_id(config: Mapping[str, Any], timeout_s: float) -> str | None:
+    """Ask the cluster for its id; None when it does not answer in time, or does not let us in."""
+    admin = AdminClient({**config, "log_level": 0, "reconnect.backoff.max.ms": 200})
     try:
         return str(admin.describe_cluster(request_timeout=timeout_s).result().cluster_id)
     except KafkaException:

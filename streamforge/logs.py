@@ -16,6 +16,7 @@ import structlog
 from pydantic import SecretBytes, SecretStr
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from streamforge.errors import ConfigurationError
 from streamforge.settings import Settings
 
 _MASK = "***"
@@ -41,6 +42,9 @@ def configure(settings: Settings) -> None:
     """Send every log of this process, structlog's and the standard library's, where `settings` say.
 
     Calling it again replaces what the last call set up.
+
+    Raises:
+        ConfigurationError: the log file cannot be written.
     """
     structlog.configure(
         processors=[
@@ -59,8 +63,13 @@ def configure(settings: Settings) -> None:
         old.close()
     _add(root, _StderrHandler(), as_json=not sys.stderr.isatty())
     if settings.log_file is not None:
-        settings.log_file.parent.mkdir(parents=True, exist_ok=True)
-        _add(root, logging.FileHandler(settings.log_file, encoding="utf-8"), as_json=True)
+        try:
+            settings.log_file.parent.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(settings.log_file, encoding="utf-8")
+        except OSError as error:
+            msg = f"the log file cannot be written: {error}. Set STREAMFORGE_LOG_FILE to another file"
+            raise ConfigurationError(msg) from error
+        _add(root, handler, as_json=True)
     root.setLevel(settings.log_level.upper())
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

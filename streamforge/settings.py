@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from streamforge.errors import ConfigurationError
 from streamforge.market.bars import BarRules
@@ -190,4 +190,22 @@ def build_settings(kind: type[S], **overrides: object) -> S:
             for item in error.errors(include_url=False)
         )
         msg = f"settings are wrong: {problems}. Set the variable or the argument and try again"
+        raise ConfigurationError(msg) from error
+    except (SettingsError, UnicodeDecodeError) as error:
+        # What is written as JSON (a list, a mapping) and is none, or an `.env` file that is no text.
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        msg = f'settings are wrong: {error}{cause}. Lists and mappings are JSON, such as ["trades", "bars"]'
+        raise ConfigurationError(msg) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder below `home`, with those above it, where it is absent.
+
+    Raises:
+        ConfigurationError: it cannot be made; says which setting leads there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"the folder {folder} cannot be made: {error.strerror}. Set STREAMFORGE_HOME to one that you may write to"
         raise ConfigurationError(msg) from error

@@ -63,7 +63,7 @@ from streamforge.platform.control_plane import missing
 from streamforge.platform.lifecycle import down, plan_platform, serve_on_free_ports
 from streamforge.platform.plan import PlatformFiles, PlatformPlan
 from streamforge.platform.supervisor import read_history
-from streamforge.settings import Settings
+from streamforge.settings import Settings, make_folder
 from streamforge.supervision import topic_of
 
 _MARKET_MARGIN_S = 120.0
@@ -115,7 +115,7 @@ def run_demo(
         StopRequested: a stop signal came while the platform was starting; nothing is left running.
     """
     home = settings.home_path
-    home.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(home.parent)
     lock = FileLock(home.parent / f"{home.name}.lock", timeout=0)
     try:
         with lock:

@@ -14,15 +14,15 @@ from enum import StrEnum
 import numpy as np
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.expressions import And, EqualTo, GreaterThanOrEqual
 from pyiceberg.table import Table
 
 from streamforge.contracts import Contract, Contracts
-from streamforge.errors import NotEnoughDataError
+from streamforge.errors import NotEnoughDataError, TableMissingError
 from streamforge.gnn.panel import PANEL_COLUMNS, REVISION_COLUMNS
-from streamforge.lakehouse.catalog import load_table, open_catalog, table_identifier
+from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.replay_plan import compare_with
+from streamforge.lakehouse.replay_target import storage_errors
 from streamforge.lakehouse.tags import remove_tag, set_tag
 from streamforge.settings import Settings
 
@@ -95,7 +95,11 @@ def find_bars(
 
 
 def read_bars(view: BarsView, *, max_intervals: int) -> pa.Table:
-    """Read the latest intervals of a view: all revisions of the columns that a panel needs."""
+    """Read the latest intervals of a view: all revisions of the columns that a panel needs.
+
+    Raises:
+        CommitError: a data file cannot be read.
+    """
     names = [*PANEL_COLUMNS, *REVISION_COLUMNS]
     columns = [name for name in names if name in view.table.schema().column_names]
     since_ns = view.last_start_ns - (max_intervals - 1) * view.interval_ns
@@ -104,7 +108,8 @@ def read_bars(view: BarsView, *, max_intervals: int) -> pa.Table:
         compare_with(GreaterThanOrEqual, "ts_start_ns", since_ns),
     )
     scan = view.table.scan(row_filter=rows, selected_fields=tuple(columns), snapshot_id=view.snapshot_id)
-    read: pa.Table = scan.to_arrow()
+    with storage_errors(view.table, "read"):
+        read: pa.Table = scan.to_arrow()
     return read
 
 
@@ -159,14 +164,15 @@ def release_reading(settings: Settings, contracts: Contracts, contract_id: str, 
 
 def _views(catalog: Catalog, settings: Settings, contract: Contract) -> Iterator[BarsView]:
     try:
-        table = catalog.load_table(table_identifier(settings, contract))
-    except NoSuchTableError:
+        table = load_table(catalog, settings, contract)
+    except TableMissingError:
         return
     snapshot = table.current_snapshot()
     if snapshot is None:
         return
     fields = ("interval", "ts_start_ns", "ts_end_ns")
-    times = table.scan(selected_fields=fields, snapshot_id=snapshot.snapshot_id).to_arrow()
+    with storage_errors(table, "read"):
+        times = table.scan(selected_fields=fields, snapshot_id=snapshot.snapshot_id).to_arrow()
     intervals = times["interval"].to_numpy()
     for interval in np.unique(intervals):
         chosen = times.filter(pa.array(intervals == interval))

@@ -171,6 +171,12 @@ def load_table(catalog: Catalog, settings: Settings, contract: Contract) -> Tabl
         raise TableMissingError(msg) from error
     except (RESTError, *_AWAY) as error:
         raise _unusable(settings, error) from error
+    except FileNotFoundError as error:
+        msg = (
+            f"table {'.'.join(identifier)} is in the catalog, but its files are gone: {error}. Bring the warehouse "
+            "back, or drop the table from the catalog and land it again"
+        )
+        raise ConfigurationError(msg) from error
     check_schema(table, contract)
     return table
 
@@ -316,8 +322,7 @@ def _mismatch(table: Table, contract: Contract, field: str, expected: str, found
 
 def _unusable(settings: Settings, error: Exception) -> ConfigurationError | RetryableSourceError:
     """Return the error to raise for one of the catalog's."""
-    uri = settings.resolved_catalog_uri
-    shown = uri if settings.catalog_type == "rest" else make_url(uri).render_as_string(hide_password=True)
+    shown = _shown_uri(settings)
     if isinstance(error, _AWAY):
         return RetryableSourceError(
             f"the Iceberg catalog {shown} ({settings.catalog_type}) does not answer: {error}. "
@@ -327,6 +332,17 @@ def _unusable(settings: Settings, error: Exception) -> ConfigurationError | Retr
         f"the Iceberg catalog {shown} ({settings.catalog_type}) cannot be opened: {error}. "
         "Check STREAMFORGE_CATALOG_URI and STREAMFORGE_CATALOG_TYPE, and the credentials where it asks for some"
     )
+
+
+def _shown_uri(settings: Settings) -> str:
+    """Return the catalog's URI without its password; of one that is none, nothing that could be a password."""
+    uri = settings.resolved_catalog_uri
+    if settings.catalog_type == "rest":
+        return uri
+    try:
+        return make_url(uri).render_as_string(hide_password=True)
+    except (SQLAlchemyError, ValueError):
+        return f"{uri.partition(':')[0]}:... (no SQLAlchemy URL)"
 
 
 def _open_sql_catalog(name: str, properties: dict[str, str]) -> Catalog:

@@ -111,7 +111,11 @@ def parse_time(text: str) -> datetime:
     if found.tzinfo is None:
         msg = f"time {text!r} does not say its offset from UTC; end it with Z for UTC: 2026-11-24T06:00:00Z"
         raise ConfigurationError(msg)
-    return found.astimezone(UTC)
+    try:
+        return found.astimezone(UTC)
+    except OverflowError as error:
+        msg = f"time {text!r} is before the year 1 or after 9999 in UTC"
+        raise ConfigurationError(msg) from error
 
 
 def _milliseconds(time: datetime) -> int:

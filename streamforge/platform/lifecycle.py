@@ -59,7 +59,7 @@ from streamforge.processes import (
     spawn_detached,
     write_atomically,
 )
-from streamforge.settings import Settings
+from streamforge.settings import Settings, make_folder
 from streamforge.topics import create_topics
 
 Tell = Callable[[str], None]
@@ -211,7 +211,7 @@ def supervisor_process(files: PlatformFiles) -> psutil.Process | None:
 
 @contextmanager
 def _only_one(files: PlatformFiles) -> Iterator[None]:
-    files.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(files.folder)
     lock = FileLock(files.folder / "lock", timeout=0)
     try:
         with lock:

@@ -37,8 +37,7 @@ def spark_session(settings: Settings) -> SparkSession:
         PermanentSourceError: the jars are not here and cannot be fetched.
         ProcessError: Java does not start.
     """
-    from pyspark.errors import PySparkException  # noqa: PLC0415  # heavy
-    from pyspark.sql import SparkSession  # noqa: PLC0415
+    from pyspark.sql import SparkSession  # noqa: PLC0415  # heavy
 
     if settings.catalog_type == "sql":
         open_catalog(settings)  # Spark would make the file of an absent catalog another way
@@ -48,8 +47,9 @@ def spark_session(settings: Settings) -> SparkSession:
     with _variables(spark_environment(settings)), _interruptible():
         try:
             session = application.getOrCreate().newSession()
-        except PySparkException as error:
-            msg = f"Spark ({settings.spark_master}) does not start: {error}. `streamforge doctor` checks its parts"
+        except spark_failures() as error:
+            said = failure_text(error)
+            msg = f"Spark ({settings.spark_master}) does not start: {said}. `streamforge doctor` checks its parts"
             raise ProcessError(msg) from error
     for key, value in catalog_conf(settings).items():
         session.conf.set(key, value)

@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from streamforge import broker
+from streamforge.broker import BrokerState
 from streamforge.contracts import load_contracts
 from streamforge.errors import StreamForgeError
 from streamforge.processes import choose_free_port
@@ -69,6 +70,7 @@ def secured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting
 
 def test_line_runs_on_a_cluster_that_asks_for_a_password(secured: Settings) -> None:
     contracts = with_partitions(load_contracts(secured.contracts_dir), TRADE_TOPICS, PARTITIONS)
+    assert broker.status(secured).state is BrokerState.EXTERNAL, "what `up`, `status` and `doctor` ask first"
     create_topics(secured, contracts, TRADE_TOPICS)
     security = {name: getattr(secured, name) for name in Settings.model_fields if name.startswith(("sasl", "secur"))}
     settings = writer_settings(secured, **security)
@@ -81,3 +83,4 @@ def test_line_runs_on_a_cluster_that_asks_for_a_password(secured: Settings) -> N
     wrong = secured.model_copy(update={"sasl_password": SecretStr("wrong")})
     with pytest.raises(StreamForgeError):
         create_topics(wrong, contracts, TRADE_TOPICS)
+    assert broker.status(wrong).state is BrokerState.UNREACHABLE

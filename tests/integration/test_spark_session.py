@@ -62,7 +62,7 @@ def test_interrupt_is_not_taken_by_pyspark(spark: SparkSession) -> None:
 def test_plain_session_in_the_written_environment_has_catalog_and_java(settings: Settings) -> None:
     contracts = load_contracts(settings.contracts_dir, topic_prefix="")
     ensure_table(open_catalog(settings), settings, contracts["bars"])
-    kept = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"}
+    kept = {name: value for name, value in os.environ.items() if name not in ("JAVA_HOME", "JDK_JAVA_OPTIONS")}
     done = subprocess.run(
         [sys.executable, "-c", _PLAIN_PROGRAM],
         env=kept | spark_environment(settings),

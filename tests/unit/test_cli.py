@@ -240,3 +240,57 @@ def test_bad_value_exits_2_and_names_it(arguments: list[str], said: str) -> None
     assert result.exit_code == 2, result.output
     assert said in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "said"),
+    [
+        ({"SPARK_OPTIONS": "notjson"}, ["broker", "status"], "Lists and mappings are JSON"),
+        ({"WRITER_CONTRACTS": "trades,bars"}, ["run", "writer", "--dry-run"], "Lists and mappings are JSON"),
+        ({"LOG_FILE": "/proc/nowhere/log"}, ["broker", "status"], "the log file cannot be written"),
+        ({"HOME": "/proc/nowhere"}, ["broker", "start"], "Set STREAMFORGE_HOME"),
+        ({"SECURITY_PROTOCOL": "SASL_PLAINTEXT", "SASL_MECHANISM": "NOPE"}, ["topics", "list"], "refuses the settings"),
+        (
+            {"SECURITY_PROTOCOL": "SSL", "SSL_CA_LOCATION": "/nowhere"},
+            ["topics", "list"],
+            "refuses the settings",
+        ),
+        ({"CATALOG_URI": "nonsense"}, ["replay", "trades", "--all"], "STREAMFORGE_CATALOG_URI"),
+        (
+            {},
+            ["replay", "trades", "--from-time", "0001-01-01T00:00:00+14:00", "--to-time", "2026-01-01T00:00:00Z"],
+            "after 9999",
+        ),
+        ({}, ["load", "--rest-url", "http://127.0.0.1:99999", "--dry-run"], "a port of 1 to 65535"),
+        ({}, ["load", "--rest-url", "http://[bad", "--dry-run"], "--rest-url must be a URL"),
+        ({}, ["load", "--dry-run", "history", ".", "--format", "candles_1h"], "put options behind"),
+        ({}, ["simulate", "--start-minutes-ago", "inf", "--dry-run"], "525600"),
+    ],
+)
+def test_bad_settings_and_bad_input_exit_2_with_a_sentence_and_no_traceback(
+    variables: dict[str, str], arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    home = {"STREAMFORGE_HOME": str(tmp_path), "STREAMFORGE_BOOTSTRAP_SERVERS": "localhost:1"}
+    given = home | {f"STREAMFORGE_{name}": value for name, value in variables.items()}
+    if "HOME" in variables:
+        del given["STREAMFORGE_BOOTSTRAP_SERVERS"]
+    result = CliRunner().invoke(app, arguments, env=given)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert said in " ".join(result.output.split())
+
+
+def test_an_error_that_nobody_expected_is_a_sentence_and_its_traceback_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        msg = "the disk is full"
+        raise OSError(msg)
+
+    monkeypatch.setattr("streamforge.broker.status", fail)
+    log = tmp_path / "log"
+    variables = {"STREAMFORGE_HOME": str(tmp_path), "STREAMFORGE_LOG_FILE": str(log)}
+    result = CliRunner().invoke(app, ["broker", "status", "--output", "json"], env=variables)
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"] == "OSError"
+    assert "Traceback" in log.read_text()
