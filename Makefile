@@ -57,11 +57,14 @@ format: install-dev ## Format the code and repair what the linter can repair.
 	$(RUN) ruff format
 	$(RUN) ruff check --fix
 
-bench: install-all ## Run every benchmark; each prints JSON and the machine.
-	for file in benchmarks/[a-z]*.py; do \
+bench: install-all ## Run every benchmark; each prints JSON and the machine. One that fails does not stop the others.
+	@failed=; \
+	for file in $$(grep -l '^if __name__ == "__main__":' benchmarks/*.py); do \
 		name=$$(basename $$file .py); \
-		if [ $$name != common ]; then $(RUN) python -m benchmarks.$$name; fi; \
-	done
+		echo "benchmark $$name" >&2; \
+		$(RUN) python -m benchmarks.$$name || failed="$$failed $$name"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 screenshots: install-dev ## Make the pictures of Dagster's UI in docs/images, while `make up` runs; needs Chromium.
 	$(RUN) python docs/screenshots.py

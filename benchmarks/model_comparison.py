@@ -35,14 +35,19 @@ _INTERVALS_NS = {"1h": 3_600_000_000_000, "1m": 60_000_000_000}
 def main() -> None:
     """Run and print."""
     recordings = load_settings().recordings_dir
+    recorded = recordings / "candles_1h" if recordings else None
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=recordings and recordings / "candles_1h", help="folder of candles")
+    parser.add_argument("--data", type=Path, default=recorded, help="folder of candles")
     parser.add_argument("--intervals", type=int, default=4_000, help="latest intervals that are read; 0: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.data is None or not arguments.data.is_dir():
-        parser.error("no candles: give --data, or set STREAMFORGE_RECORDINGS_DIR to the folder that has candles_1h/")
+        absent = "no candles: give --data, or set STREAMFORGE_RECORDINGS_DIR to the folder that has candles_1h/"
+        if arguments.data != recorded:
+            parser.error(absent)
+        emit("model_comparison", vars(arguments), {"skipped": absent})
+        return
     emit("model_comparison", vars(arguments), run(arguments))
 
 
