@@ -7,23 +7,22 @@ import socket
 import threading
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog.rest import RestCatalog
-from pyiceberg.catalog.sql import IcebergTables, SqlCatalog
+from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
-from pyiceberg.table import CommitTableResponse
 from pyiceberg.types import LongType
-from sqlalchemy import update
 
 from streamforge.contracts import load_contracts
+from streamforge.diagnosis import Level, diagnose
 from streamforge.errors import CommitError, ConfigurationError, RetryableSourceError, SchemaMismatchError
 from streamforge.lakehouse import catalog as catalogs
 from streamforge.lakehouse.catalog import ensure_tables, open_catalog, probe_compare_and_set
 from streamforge.lakehouse.manifests import write_data_files
 from streamforge.settings import Settings
+from tests.lax_catalog import let_the_last_write_win
 from tests.table_rig import Rig
 
 
@@ -116,21 +115,12 @@ def test_probe_of_the_embedded_catalog_passes_and_leaves_nothing(settings: Setti
 def test_probe_of_a_catalog_where_the_last_write_wins_is_refused(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = SqlCatalog.commit_table
-
-    def last_write_wins(self: SqlCatalog, table: Any, requirements: Any, updates: Any) -> CommitTableResponse:
-        if not table.metadata_location or not self.table_exists(table.name()):
-            return real(self, table, requirements, updates)
-        staged = self._update_and_stage_table(table, table.name(), (), updates)
-        self._write_metadata(staged.metadata, staged.io, staged.metadata_location)
-        with self.engine.begin() as connection:
-            where = IcebergTables.table_name == table.name()[-1]
-            connection.execute(update(IcebergTables).where(where).values(metadata_location=staged.metadata_location))
-        return CommitTableResponse(metadata=staged.metadata, metadata_location=staged.metadata_location)
-
-    monkeypatch.setattr(SqlCatalog, "commit_table", last_write_wins)
+    let_the_last_write_win(monkeypatch)
     with pytest.raises(CommitError, match="does not compare and set"):
         probe_compare_and_set(settings)
+    (finding,) = (each for each in diagnose(settings) if each.check == "catalog")
+    assert finding.level is Level.PROBLEM
+    assert "does not compare and set" in finding.found
 
 
 def test_rest_catalog_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

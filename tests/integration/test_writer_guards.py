@@ -15,6 +15,7 @@ from streamforge.contracts import Contracts
 from streamforge.errors import FencedError
 from streamforge.events import CommandKind, ProcessState
 from streamforge.kafka import producer_config
+from streamforge.lakehouse.catalog import open_catalog
 from streamforge.lakehouse.commit import PositionsMovedError
 from streamforge.lakehouse.table_writer import TableWriter
 from streamforge.log_reader import log_starts
@@ -23,6 +24,7 @@ from streamforge.settings import Settings
 from streamforge.supervision import send_command, topic_of, wait_for_answer
 from streaming import writer as writer_module
 from tests.conftest import MakeTopics
+from tests.lax_catalog import let_the_last_write_win
 from tests.waiting import wait_until
 from tests.writer_support import (
     TRADE_TOPICS,
@@ -61,6 +63,18 @@ def test_topic_made_anew_while_the_writer_is_paused_is_refused_with_both_ids(
     said = "".join(capfd.readouterr())
     assert all(text in said for text in (before, after, "streamforge rebind"))
     assert table_identities(settings, contracts) == landed
+
+
+@pytest.mark.parametrize("store", ["local"], indirect=True)  # what is patched is the client of SQL catalogs
+def test_catalog_where_the_last_write_wins_is_refused_before_anything_is_claimed(
+    platform: Settings, make_topics: MakeTopics, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    let_the_last_write_win(monkeypatch)
+    contracts = make_topics(*TRADE_TOPICS)
+    with running_writer(writer_settings(platform), contracts) as writer:
+        assert writer.join() == 1
+    assert "does not compare and set" in "".join(capfd.readouterr())
+    assert open_catalog(platform).list_tables(platform.namespace) == []
 
 
 def test_dead_letter_behind_a_full_queue_is_waited_for(
