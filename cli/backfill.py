@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.common import DryRunOption, Output, OutputOption, command, emit
+from cli.replay import progress_bars
 from streamforge import faults
 from streamforge.contracts import load_contracts
 from streamforge.lakehouse.bars_backfill import Window, backfill_bars, plan_bars
@@ -44,10 +45,11 @@ def bars(
     faults.arm(settings.kill_at)
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
     window = Window.of(parse_time(from_time), parse_time(to_time))
-    if dry_run:
-        result = plan_bars(settings, contracts, window).as_dict() | {"dry_run": True}
-    else:
-        result = backfill_bars(settings, contracts, window).as_dict() | {"dry_run": False}
+    with progress_bars(shown=output is Output.TEXT) as hear:
+        if dry_run:
+            result = plan_bars(settings, contracts, window, progress=hear).as_dict() | {"dry_run": True}
+        else:
+            result = backfill_bars(settings, contracts, window, progress=hear).as_dict() | {"dry_run": False}
     emit(result, output, lambda: _render(result))
     return 0
 
