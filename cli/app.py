@@ -69,7 +69,8 @@ def root(
     """A streaming lakehouse for crypto markets: Kafka to Iceberg exactly once.
 
     Start with `streamforge up` and, in another terminal, `streamforge status`. Settings are STREAMFORGE_
-    variables or a .env file. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 fenced by another owner.
+    variables or a .env file. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 fenced by another owner,
+    130 stopped by a signal before it was done.
     """
 
 

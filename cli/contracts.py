@@ -40,7 +40,10 @@ IdArgument = Annotated[str, typer.Argument(help="Contract id, for instance trade
 @app.command()
 @command
 def lint(*, folder: FolderOption = None, output: OutputOption = Output.TEXT) -> int:
-    """Check the contract files against the standard and our rules; exit code 1 with findings."""
+    """Check the contract files against the standard and our rules; exit code 1 with findings.
+
+    Example: streamforge contracts lint --output json
+    """
     settings = _settings(folder)
     report = lint_folder(settings.contracts_dir)
     result = {
@@ -75,7 +78,10 @@ def diff(
     live: Annotated[bool, typer.Option("--live", help="Compare with the live topics and tables instead.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> int:
-    """List what the working files change; exit code 1 and the names of breaking changes, if there are any."""
+    """List what the working files change; exit code 1 and the names of breaking changes, if there are any.
+
+    Examples: streamforge contracts diff --revision main; streamforge contracts diff --live
+    """
     settings = _settings(folder)
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
     if live:
@@ -95,7 +101,10 @@ def diff(
 @app.command()
 @command
 def apply(*, folder: FolderOption = None, dry_run: DryRunOption = False, output: OutputOption = Output.TEXT) -> None:
-    """Create missing topics and tables and evolve those that differ; refuse everything when one change is breaking."""
+    """Create missing topics and tables and evolve those that differ; refuse everything when one change is breaking.
+
+    Example: streamforge contracts apply --dry-run
+    """
     settings = _settings(folder)
     report = lint_folder(settings.contracts_dir)
     if report.findings:
@@ -133,7 +142,10 @@ def show(
     folder: FolderOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show a contract, or one of the schemas that follow from it."""
+    """Show a contract, or one of the schemas that follow from it.
+
+    Example: streamforge contracts show trades --format json-schema
+    """
     settings = _settings(folder)
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
     value = contract_form(contracts[contract_id], form)
@@ -152,7 +164,10 @@ def export(
     dry_run: DryRunOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Write one form of every contract that has it to a folder."""
+    """Write one form of every contract that has it to a folder.
+
+    Example: streamforge contracts export schemas --format json-schema --dry-run
+    """
     settings = _settings(folder)
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)
     files = {}

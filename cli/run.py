@@ -37,6 +37,8 @@ def run(
     """Run a consumer until SIGTERM, Ctrl-C or a `stop` command; it then commits what it took in.
 
     Exit codes: 0 stopped, 1 failed, 2 wrong usage or settings, 3 another process has taken the slot over.
+
+    Example: streamforge run writer --slot 1
     """
     make = WORKERS.get(kind)
     if make is None:

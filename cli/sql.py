@@ -31,6 +31,8 @@ def sql(
     Every table is named by its contract, with or without the namespace; bars_latest is the last revision of each
     bar. Prices and sizes are exact decimals, printed as text. COPY (SELECT ...) TO 'file.parquet' writes a file.
     Tables themselves cannot be changed from here.
+
+    Example: streamforge sql "SELECT instrument, count(*) FROM trades GROUP BY ALL" --limit 20
     """
     settings = load_settings()
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)

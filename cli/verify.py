@@ -42,6 +42,8 @@ def verify(
     Typed topics are compared with their tables, raw records are parsed again and compared with trades, and with
     --ledger every id that the venue sent is looked for in raw and in the published gaps. Runs beside a live
     pipeline: what is not landed yet is counted apart, and fails only with --wait-s.
+
+    Examples: streamforge verify; streamforge verify trades bars --wait-s 60
     """
     settings = load_settings()
     contracts = load_contracts(settings.contracts_dir, topic_prefix=settings.topic_prefix)

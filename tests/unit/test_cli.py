@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +66,40 @@ OTHERS_OUTPUT = {"broker run", "dbt"}
 """Kafka's own and dbt's: the process becomes the other program, or its arguments are passed on."""
 
 
-def _leaves(command: Any, path: str = "") -> Iterator[tuple[str, set[str]]]:
-    """Return each command with its options."""
+def _leaves(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Return each command that does something, by its words on the command line."""
     loaded = command.load() if isinstance(command, LazyCommand) else command
     if isinstance(loaded, TyperGroup):
         for name, child in loaded.commands.items():
             yield from _leaves(child, f"{path} {name}".strip())
         if not loaded.invoke_without_command:
             return
-    yield path, {option for parameter in loaded.params for option in parameter.opts}
+    yield path, loaded
+
+
+@cache
+def _every_leaf() -> dict[str, Any]:
+    return {name: leaf for command in COMMANDS for name, leaf in _leaves(command, str(command.name))}
 
 
 def test_every_command_has_output_and_whatever_writes_a_dry_run() -> None:
-    found = {name: options for command in COMMANDS for name, options in _leaves(command, str(command.name))}
+    found = {
+        name: {option for parameter in leaf.params for option in parameter.opts} for name, leaf in _every_leaf().items()
+    }
     assert found.keys() >= READ_ONLY | OTHERS_OUTPUT
     assert [name for name, options in found.items() if "--output" not in options] == sorted(OTHERS_OUTPUT)
     without = {name for name, options in found.items() if "--dry-run" not in options}
     assert without == READ_ONLY | OTHERS_OUTPUT
+
+
+def test_every_command_shows_an_example_of_itself_in_its_help() -> None:
+    without = {name for name, leaf in _every_leaf().items() if not _has_example(name, leaf)}
+    assert without <= {"load"}  # its group's help hides its own
+
+
+def _has_example(name: str, leaf: Any) -> bool:
+    _, found, example = (leaf.help or "").partition("Example")
+    return bool(found) and f"streamforge {name}" in " ".join(example.split())
 
 
 @pytest.mark.parametrize(
