@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from pyiceberg.table import Table
 
 from streamforge.contracts import load_contracts
 from streamforge.demo.home import HOME_NAME, REPORT_FILE
@@ -22,6 +23,7 @@ from streamforge.gnn.libraries import missing_libraries
 from streamforge.lakehouse import commit
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.settings import Settings
+from tests.recordings import RECORDINGS_DIR, needs_recordings
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -34,12 +36,15 @@ END_TIMEOUT_S = 300.0
 
 @contextmanager
 def demo(home: Path, *options: str, kill_at: str = "", dagster: bool = False) -> Iterator[subprocess.Popen[str]]:
-    """Start a small demo below `home`; kill it at the end if it still runs. Dagster takes half of its time."""
+    """Start a small demo below `home`, in a process group of its own as a shell does; kill it if it still runs.
+
+    Dagster takes half of its time.
+    """
     command = [sys.executable, "-m", "cli", "demo", *SMALL, *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFORGE_")}
     environment |= {"STREAMFORGE_HOME": str(home), "STREAMFORGE_KILL_AT": kill_at, "STREAMFORGE_DAGSTER": str(dagster)}
     with (home / "out").open("w") as out, (home / "err").open("w") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, text=True)
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, text=True, start_new_session=True)
     try:
         yield process
     finally:
@@ -139,7 +144,10 @@ def test_demo_stopped_in_a_phase_leaves_no_process(tmp_path: Path, phase: str, n
         wait_for_phase(tmp_path, process, phase)
         if phase == "start":
             wait_until(lambda: left_over(tmp_path), timeout_s=PHASE_TIMEOUT_S, what="something was started")
-        process.send_signal(number)
+        if number is signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does at Ctrl-C
+        else:
+            process.send_signal(number)
         process.wait(timeout=END_TIMEOUT_S)
         assert process.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 130), errors(tmp_path)
     wait_until(lambda: not left_over(tmp_path), timeout_s=END_TIMEOUT_S, what="every process of the demo is gone")
@@ -165,6 +173,21 @@ def test_demo_with_models_trains_one_through_dagster_and_makes_the_marts(tmp_pat
     assert not left_over(tmp_path)
 
 
+@needs_recordings
+@pytest.mark.minutes
+@pytest.mark.timeout(1800)
+def test_demo_with_recordings_loses_none_of_their_messages(tmp_path: Path) -> None:
+    with demo(tmp_path, "--recordings", str(RECORDINGS_DIR)) as process:
+        found = result(tmp_path, process)
+    assert process.returncode == 0, errors(tmp_path)
+    assert (found["ok"], found["lost"], found["doubled"], found["problems"]) == (True, 0, 0, [])
+    trades = table_of(tmp_path / HOME_NAME, "trades").scan(selected_fields=("instrument",)).to_arrow()
+    venues = {str(name).rpartition(".")[2] for name in trades["instrument"].unique().to_pylist()}
+    assert venues == {"SIM", "BINANCE"}
+    assert trades.num_rows == found["tables"]["market.trades"]["rows"]
+    assert not left_over(tmp_path)
+
+
 def test_demo_refuses_a_folder_that_no_demo_has_made(tmp_path: Path) -> None:
     treasure = tmp_path / HOME_NAME / "treasure"
     treasure.parent.mkdir()
@@ -178,8 +201,13 @@ def test_demo_refuses_a_folder_that_no_demo_has_made(tmp_path: Path) -> None:
 
 def remove_a_data_file(home: Path, contract_id: str) -> int:
     """Take one data file out of a table, as a careless person would; return the rows that went with it."""
-    settings = Settings(_env_file=None, home=home)  # type: ignore[call-arg]
-    table = load_table(open_catalog(settings), settings, load_contracts(settings.contracts_dir)[contract_id])
+    table = table_of(home, contract_id)
     file = next(iter(table.scan().plan_files())).file
     commit.commit_snapshot(table, decide=lambda _: {}, removed=[file], summary={commit.KIND_KEY: "test"})
     return int(file.record_count)
+
+
+def table_of(home: Path, contract_id: str) -> Table:
+    """Return a table of the demo's home, whether it runs or not."""
+    settings = Settings(_env_file=None, home=home)  # type: ignore[call-arg]
+    return load_table(open_catalog(settings), settings, load_contracts(settings.contracts_dir)[contract_id])
