@@ -30,11 +30,7 @@ _ALL = "all"
 _SCHEMES = {"--ws-url": ("ws://", "wss://"), "--rest-url": ("http://", "https://")}
 
 
-app = typer.Typer(
-    help="Capture what a venue sends into the raw topics, or load history from files.",
-    add_completion=False,
-    rich_markup_mode="rich",
-)
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 app.command("history")(history)
 
 
@@ -59,7 +55,7 @@ def load(
     dry_run: DryRunOption = False,
     output: OutputOption = Output.TEXT,
 ) -> int:
-    """Capture what a venue sends into the raw topics, byte for byte, until stopped.
+    """Capture what a venue sends into the raw topics, byte for byte, until stopped; or load history from files.
 
     SIGTERM and Ctrl-C stop it cleanly: what was read is acknowledged, or a gap says that it is not.
 

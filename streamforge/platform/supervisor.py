@@ -125,7 +125,7 @@ def render_config(files: PlatformFiles, plan: PlatformPlan) -> str:
         logs=_escaped(files.logs),
         socket=_escaped(socket_path(files)),
     )
-    return text + "".join(_program(files, process, len(plan.processes)) for process in plan.processes)
+    return text + "".join(_program(files, process, plan) for process in plan.processes)
 
 
 def supervisor_command(files: PlatformFiles, python: str) -> list[str]:
@@ -203,14 +203,15 @@ def was_asked_to_stop(files: PlatformFiles) -> bool:
     return any("indicating exit request" in line for line in last_lines(log_file(files), 200))
 
 
-def _program(files: PlatformFiles, process: ProcessPlan, count: int) -> str:
-    command = launch_command(process.command, name=process.name, state=files.folder)
+def _program(files: PlatformFiles, process: ProcessPlan, plan: PlatformPlan) -> str:
+    needed = [port for each in plan.processes if each.name in process.starts_after for port in each.ports.values()]
+    command = launch_command(process.command, name=process.name, state=files.folder, after=needed)
     return _PROGRAM.format(
         name=process.name,
         command=_escaped(shlex.join(command)),
         autostart="true" if process.name == "broker" else "false",
         # The library ends the highest priority first.
-        priority=count - process.stop_rank + 10,
+        priority=len(plan.processes) - process.stop_rank + 10,
         stop_deadline_s=process.stop_deadline_s,
         stops_children="true" if process.stops_children else "false",
         log_file=_escaped(process.log_file),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import msgspec
 import pytest
 
 from streamforge.platform.launch import backoff_s, launch_command, pid_file, starts_file
-from streamforge.processes import ProcessRecord
+from streamforge.processes import LOOPBACK, ProcessRecord, choose_free_port
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,14 @@ def test_launched_command_keeps_pid_arguments_and_exit_code(tmp_path: Path) -> N
     assert record is not None
     assert record.pid == process.pid
     assert len(msgspec.json.decode(starts_file(tmp_path, "x").read_bytes(), type=list[float])) == 1
+
+
+def test_launched_command_waits_until_what_it_needs_listens(tmp_path: Path) -> None:
+    port = choose_free_port()
+    code = f"import socket; socket.create_connection(({LOOPBACK!r}, {port})); print('it listens')"
+    command = launch_command([sys.executable, "-c", code], name="x", state=tmp_path, after=[port])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        wait_until(starts_file(tmp_path, "x").exists, what="its turn has come")
+        with socket.create_server((LOOPBACK, port)):
+            out, _ = process.communicate(timeout=60)
+    assert (out, process.returncode) == ("it listens\n", 0)
