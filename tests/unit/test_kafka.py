@@ -9,7 +9,7 @@ SECURED = {
     "security.protocol": "SASL_SSL",
     "sasl.mechanism": "SCRAM-SHA-512",
     "sasl.username": "streamforge",
-    "sasl.password": "secret",
+    "sasl.password": "not-to-be-seen",
     "ssl.ca.location": "ca.pem",
     "ssl.certificate.location": "client.pem",
     "ssl.key.location": "client.key",
