@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -37,6 +36,7 @@ from streamforge.processes import (
     Ports,
     ProcessRecord,
     end_process,
+    is_listening,
     last_lines,
     remembered_ports,
     spawn_detached,
@@ -313,7 +313,7 @@ def _wait_until_answers(
     while time.monotonic() < deadline:
         if _process(files) is None:
             raise PermanentSourceError(_died_message(files))
-        found = _describe(files, process, _ANSWER_TIMEOUT_S, notes=notes) if _listens(_address(files)) else None
+        found = _describe(files, process, _ANSWER_TIMEOUT_S, notes=notes) if is_listening(_address(files)) else None
         if found is not None and found.state is BrokerState.RUNNING:
             return found
         time.sleep(_POLL_S)
@@ -335,7 +335,7 @@ def _died_message(files: _Files) -> str:
 
 def _describe(files: _Files, process: psutil.Process, timeout_s: float, *, notes: tuple[str, ...] = ()) -> BrokerStatus:
     address = _address(files)
-    cluster_id = _cluster_id({"bootstrap.servers": address}, timeout_s) if address and _listens(address) else None
+    cluster_id = _cluster_id({"bootstrap.servers": address}, timeout_s) if address and is_listening(address) else None
     return BrokerStatus(
         BrokerState.RUNNING if cluster_id else BrokerState.UNRESPONSIVE,
         address,
@@ -353,17 +353,6 @@ def _address(files: _Files) -> str | None:
         return files.address.read_text(encoding="utf-8").strip()
     except OSError:
         return None
-
-
-def _listens(address: str | None) -> bool:
-    if address is None:
-        return False
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=1.0):
-            return True
-    except OSError:
-        return False
 
 
 def _cluster_id(config: Mapping[str, Any], timeout_s: float) -> str | None:

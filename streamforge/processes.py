@@ -139,6 +139,18 @@ def listened_ports(pid: int | None) -> set[int]:
     return {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
 
 
+def is_listening(address: str | None) -> bool:
+    """Return whether somebody accepts connections at `HOST:PORT`; at no address nobody does."""
+    if address is None:
+        return False
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
 def choose_free_port(taken: Container[int] = ()) -> int:
     """Return a loopback port that nobody listens on and that is not in `taken`.
 

@@ -19,7 +19,6 @@ import argparse
 import ctypes
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import msgspec
 
-from streamforge.processes import LOOPBACK, ProcessRecord, write_atomically
+from streamforge.processes import LOOPBACK, ProcessRecord, is_listening, write_atomically
 
 _PR_SET_PDEATHSIG = 1
 _RECENT_S = 120.0
@@ -112,16 +111,8 @@ def _wait_for_ports(ports: Sequence[int]) -> None:
     """Wait until each port listens; what does not in time is for the command to tell."""
     deadline_s = time.monotonic() + _PORTS_TIMEOUT_S
     for port in ports:
-        while not _listens(port) and time.monotonic() < deadline_s:
+        while not is_listening(f"{LOOPBACK}:{port}") and time.monotonic() < deadline_s:
             time.sleep(_PORTS_POLL_S)
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection((LOOPBACK, port), timeout=1.0):
-            return True
-    except OSError:
-        return False
 
 
 if __name__ == "__main__":
