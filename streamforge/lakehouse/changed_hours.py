@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.manifest import ManifestEntry, ManifestEntryStatus
 from pyiceberg.table import FileScanTask, Table
-from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.snapshots import Snapshot, ancestors_of
 
 from streamforge.contracts import Contract
 from streamforge.lakehouse.column_bounds import lower_bound, upper_bound
@@ -84,16 +85,12 @@ def newest_sequence_number(table: Table) -> int:
 
 def _ancestors(table: Table, after: int) -> tuple[list[Snapshot], bool]:
     """Return the table snapshots of `main` after a sequence number, newest first, and whether none is missing."""
-    found: list[Snapshot] = []
-    snapshot = table.metadata.current_snapshot()
-    while snapshot is not None and (snapshot.sequence_number or 0) > after:
-        found.append(snapshot)
-        parent = snapshot.parent_snapshot_id
-        snapshot = None if parent is None else table.metadata.snapshot_by_id(parent)
-        if snapshot is None:
-            # Expiry may also have forgotten who the parent was: only the numbers tell whether one is missing.
-            return found, found[-1].sequence_number == after + 1
-    return found, True
+    ancestors = ancestors_of(table.metadata.current_snapshot(), table.metadata)
+    found = list(takewhile(lambda each: (each.sequence_number or 0) > after, ancestors))
+    # Expiry may have forgotten who the parent was, too: then only the numbers tell whether one is missing.
+    parent = found[-1].parent_snapshot_id if found else None
+    has_parent = parent is not None and table.metadata.snapshot_by_id(parent) is not None
+    return found, not found or has_parent or found[-1].sequence_number == after + 1
 
 
 def _hours_of(table: Table, contract: Contract, time_column: str, snapshot: Snapshot) -> set[int]:
