@@ -33,7 +33,7 @@ from streamforge.contracts import load_contracts
 from streamforge.lakehouse.catalog import open_catalog
 from streamforge.log_reader import stable_ends
 from streamforge.offsets import TopicPartition
-from streamforge.spark.kafka_source import client_options
+from streamforge.spark.kafka_source import COMMITTED_AND_COMPLETE, client_options
 from streamforge.spark.session import spark_session
 from streaming.writer import WriterSettings
 
@@ -106,7 +106,7 @@ def land_with_spark(settings: WriterSettings, ends: Mapping[TopicPartition, int]
     began_s, began_cpu_s = time.perf_counter(), _cpu_s()
     records = session.readStream.format("kafka").options(
         **client_options(settings),
-        **{"kafka.isolation.level": "read_committed", "failOnDataLoss": "true"},
+        **COMMITTED_AND_COMPLETE,
         subscribe=next(iter(ends)).topic,
         startingOffsets="earliest",
     )

@@ -19,6 +19,9 @@ from streamforge.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+COMMITTED_AND_COMPLETE = {"failOnDataLoss": "true", "kafka.isolation.level": "read_committed"}
+"""Options of every read from Kafka: committed records only, and an error where some are gone."""
+
 _COLUMNS = ("partition", "offset", "key", "value", "headers")
 
 
@@ -45,8 +48,7 @@ def read_options(settings: Settings, ranges: Sequence[OffsetRange]) -> dict[str,
         "startingOffsets": json.dumps({topic: starts}),
         "endingOffsets": json.dumps({topic: ends}),
         "includeHeaders": "true",
-        "failOnDataLoss": "true",
-        "kafka.isolation.level": "read_committed",
+        **COMMITTED_AND_COMPLETE,
     }
 
 
