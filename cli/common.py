@@ -1,6 +1,6 @@
 """What every command shares: output as text or JSON, and errors that end in an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 fenced by another owner, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 fenced by another owner, 130 stopped by a signal.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from filelock import FileLock
 from streamforge import broker
 from streamforge.contracts import Contracts, load_contracts
 from streamforge.kafka import admin_client
+from streamforge.kafka_server import SHORT_LIVED
 from streamforge.processes import ProcessRecord
 from streamforge.settings import Settings
 from streamforge.spark.session import spark_session
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 # Every Java of the tests lives for a minute or two: its second compiler would take more time than it gives. It is half
 # of what an embedded broker costs.
-os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+os.environ.setdefault("JDK_JAVA_OPTIONS", SHORT_LIVED)
 
 MAX_TEST_PARTITIONS = 2
 

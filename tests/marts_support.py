@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyiceberg.table import Table
 
 from streamforge.contracts import Contract, Contracts, load_contracts
+from streamforge.kafka_server import SHORT_LIVED
 from streamforge.lakehouse.catalog import ensure_tables, open_catalog
 from streamforge.settings import Settings
 
@@ -41,7 +42,7 @@ def settings_of(home: Path, *contract_ids: str) -> Settings:
 
     Spark gets few tasks and a quick compiler: the data is small, and most of a run is Spark warming up.
     """
-    options = {"spark.sql.shuffle.partitions": "2", "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1"}
+    options = {"spark.sql.shuffle.partitions": "2", "spark.driver.extraJavaOptions": SHORT_LIVED}
     settings = Settings(_env_file=None, home=home, spark_options=options)  # type: ignore[call-arg]
     contracts = load_contracts(settings.contracts_dir)
     wanted = Contracts({name: contracts[name] for name in contract_ids or contracts})

@@ -49,7 +49,7 @@ from streamforge.demo.report import (
 )
 from streamforge.demo.session import Session, captured
 from streamforge.errors import ProcessError, StreamForgeError
-from streamforge.kafka_server import class_path
+from streamforge.kafka_server import SHORT_LIVED, class_path
 from streamforge.lakehouse.catalog import load_table, open_catalog
 from streamforge.lakehouse.content_hash import content_hash, content_schema
 from streamforge.lakehouse.kafka_reader import log_ranges
@@ -162,7 +162,7 @@ class _Demo:
         keep = self._options.keep
         if not keep:
             # A broker that lives for a minute spends half of its time in Java's second compiler.
-            os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+            os.environ.setdefault("JDK_JAVA_OPTIONS", SHORT_LIVED)
         try:
             serve_on_free_ports(
                 self._settings,
@@ -235,14 +235,9 @@ class _Demo:
         session = Session(self._settings, self._contracts, plan)
         if self._options.models:
             self._attempt(Phase.MODELS, self._train_model)
-        for phase, step in (
-            (Phase.MARKET, lambda: self._run_market(line, session, jobs)),
-            (Phase.LANDING, lambda: self._land(line, session, self._files.ledger)),
-            (Phase.REPLAY, lambda: self._repeat_range(jobs)),
-        ):
-            self._attempt(phase, step)
-        if jobs is not None:
-            self._attempt(Phase.DAGSTER, lambda: self._ask_for_checks(jobs))
+        self._attempt(Phase.MARKET, lambda: self._run_market(line, session, jobs))
+        self._attempt(Phase.LANDING, lambda: self._land(line, session, self._files.ledger))
+        self._attempt(Phase.REPLAY, lambda: self._repeat_range(jobs), lambda: self._ask_for_checks(jobs))
         # Before recorded messages come: their event times are years old.
         self._ages = line.ages()
         if self._options.recordings_dir is not None:
@@ -259,13 +254,14 @@ class _Demo:
             session.start()
         self._enter(Phase.STOP)
 
-    def _attempt(self, phase: Phase, step: Callable[[], None]) -> None:
+    def _attempt(self, phase: Phase, *steps: Callable[[], None]) -> None:
         self._enter(phase)
-        try:
-            step()
-        except StreamForgeError as error:
-            self._problems.append(f"{phase}: {error}")
-            self._watcher.tell(f"{phase} failed: {error}")
+        for step in steps:
+            try:
+                step()
+            except StreamForgeError as error:
+                self._problems.append(f"{phase}: {error}")
+                self._watcher.tell(f"{phase} failed: {error}")
 
     def _enter(self, phase: Phase) -> None:
         self._clock.enter(phase)
@@ -346,11 +342,13 @@ class _Demo:
             hash_after=self._table_hash(),
         )
 
-    def _ask_for_checks(self, jobs: Jobs) -> None:
+    def _ask_for_checks(self, jobs: Jobs | None) -> None:
         """Have what the market left checked and built again, as the schedules of a running platform do.
 
         The marts take Spark's start and dbt, a minute: they are built in the longer demo, the one with models.
         """
+        if jobs is None:
+            return
         jobs.ask("quality")
         jobs.ask("bars_backfill", partition_key=time.strftime(_HOUR_KEY, time.gmtime(self._market_since_s)))
         if self._options.models:
